@@ -1,0 +1,1 @@
+"""Sightline: every material is received, processed, inspected and released, and every step is an event."""

@@ -1,0 +1,159 @@
+"""What the environment may say, read once at the start of each process.
+
+Every variable is `SIGHTLINE_<NAME>`; the names that the seeds used are accepted as aliases, and the
+first that is set wins. Units are in the names. `docs/reference/settings.md` is held against this file by a test.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+from msgspec.structs import asdict, fields
+
+MEBIBYTE_BYTES = 1024 * 1024
+REDACTED = "…"
+
+
+class SettingsError(ValueError):
+    """The environment asks for something that cannot be."""
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Settings of one process.
+
+    Attributes:
+        data_dir: where embedded parts keep everything; also keys and the directory object store.
+        database_url: a PostgreSQL 17+ with pgvector; empty means the embedded one.
+        database_direct_url: the same database without a pooler between, for LISTEN and the projector.
+        redis_url: a Valkey or Redis; empty means the embedded one.
+        s3_endpoint_url: an S3 service; empty means the directory store under `data_dir`.
+        base_url: how clients reach the API; signed URLs begin with it.
+    """
+
+    data_dir: Path = Path("var/sightline")
+    database_url: str = ""
+    database_direct_url: str = ""
+    redis_url: str = ""
+
+    s3_endpoint_url: str = ""
+    s3_region: str = "us-east-1"
+    s3_bucket: str = "sightline"
+    s3_access_key_id: str = ""
+    s3_secret_access_key: str = field(default="")
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    base_url: str = ""
+    cors_origins: list[str] = field(default_factory=list)
+    log_format: str = "auto"  # auto | json | pretty; auto is pretty on a terminal
+    log_level: str = "info"
+    debug: bool = False
+
+    upload_size_mb_max: int = 50
+    upload_pixels_max: int = 64_000_000
+    upload_url_expires_s: int = 900
+    json_body_bytes_max: int = MEBIBYTE_BYTES
+
+    session_duration_s: int = 45 * 60
+    job_timeout_s: int = 600
+    job_attempts_max: int = 3
+    job_retry_base_s: float = 1.0
+    jobs_pending_max: int = 100_000  # per kind
+    facade_jobs_pending_max: int = 100  # per kind, submitted through S3's paths
+    worker_slots: int = 1
+    worker_lease_s: float = 10.0
+    worker_memory_mb_max: int = 4096
+    default_num_layers: int = 4
+    default_painterly_strength: float = 0.5
+    default_painterly_seed: int = 42
+
+    @property
+    def upload_size_bytes_max(self) -> int:
+        return self.upload_size_mb_max * MEBIBYTE_BYTES
+
+    @property
+    def public_url(self) -> str:
+        """The base of every URL handed out, without a trailing slash."""
+        return (self.base_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    def redacted(self) -> dict[str, Any]:
+        """For the log line at start: the same fields, secrets and passwords hidden."""
+        shown = asdict(self)
+        for name in shown:
+            if "secret" in name and shown[name]:
+                shown[name] = REDACTED
+            elif name.endswith("_url"):
+                shown[name] = _without_password(shown[name])
+        return {name: str(value) if isinstance(value, Path) else value for name, value in shown.items()}
+
+
+# The names that the seeds' own documents use, and those that every tool of the field knows.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "database_url": ("DATABASE_URL",),
+    "database_direct_url": ("DATABASE_DIRECT_URL",),
+    "redis_url": ("REDIS_URL",),
+    "s3_endpoint_url": ("S3_ENDPOINT_URL", "S3_ENDPOINT"),
+    "s3_region": ("S3_REGION", "AWS_REGION"),
+    "s3_bucket": ("S3_BUCKET",),
+    "s3_access_key_id": ("S3_ACCESS_KEY_ID", "AWS_ACCESS_KEY_ID"),
+    "s3_secret_access_key": ("S3_SECRET_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY"),
+    "base_url": ("BACKEND_BASE_URL",),
+    "cors_origins": ("CORS_ORIGINS",),
+    "debug": ("DEBUG",),
+    "upload_size_mb_max": ("MAX_UPLOAD_SIZE_MB",),
+    "worker_slots": ("MAX_CONCURRENT_JOBS",),
+    "job_timeout_s": ("JOB_TIMEOUT_SECONDS",),
+    "default_num_layers": ("DEFAULT_NUM_LAYERS",),
+    "default_painterly_strength": ("DEFAULT_PAINTERLY_STRENGTH",),
+    "default_painterly_seed": ("DEFAULT_PAINTERLY_SEED",),
+}
+
+
+def read(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
+    """Settings from `environ`; `overrides` (from the command line) win.
+
+    Raises:
+        SettingsError: a value does not fit its type, or a URL names a database that cannot be the event store.
+    """
+    found: dict[str, Any] = {}
+    for spec in fields(Settings):
+        for name in (f"SIGHTLINE_{spec.name.upper()}", *ALIASES.get(spec.name, ())):
+            if environ.get(name):
+                found[spec.name] = _parse(name, environ[name], spec.type)
+                break
+    found |= {name: value for name, value in overrides.items() if value is not None}
+    for name in ("database_url", "database_direct_url"):
+        if name in found:
+            found[name] = _postgres_url(found[name])
+    return Settings(**found)
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    value: Any = text
+    if kind == list[str]:
+        value = msgspec.json.decode(text) if text.lstrip().startswith("[") else [one.strip() for one in text.split(",")]
+    elif kind is bool:
+        value = text.strip().lower()
+    try:
+        return msgspec.convert(value, kind, strict=False, dec_hook=lambda wanted, given: wanted(given))
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{name}={text!r}: {error}") from error
+
+
+def _postgres_url(url: str) -> str:
+    """`url` as psycopg reads it: SQLAlchemy's driver suffix (`+asyncpg`, `+psycopg`) is dropped."""
+    scheme, separator, rest = url.partition("://")
+    if scheme.startswith("sqlite"):
+        raise SettingsError("DATABASE_URL names SQLite; the event store needs PostgreSQL. Unset it to use the embedded one.")
+    return f"{scheme.partition('+')[0]}{separator}{rest}" if separator else url
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    user_part, at, host_part = rest.rpartition("@")
+    if not at or ":" not in user_part:
+        return url
+    return f"{scheme}{separator}{user_part.partition(':')[0]}:{REDACTED}@{host_part}"

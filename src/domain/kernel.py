@@ -1,0 +1,94 @@
+"""What every noun shares: rejections, ids and the caller's envelope. Pure, like the whole floor."""
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+from uuid import UUID, uuid5
+
+from msgspec import Struct
+
+S = TypeVar("S")
+
+# Ids that follow from other ids (an artifact of an attempt, a command of the clock) are made under this name.
+NAMESPACE = UUID("6f1d3a52-6f0c-5c9a-9a55-5d1a5f0f7c11")
+
+
+class Rejection(Exception):
+    """A decision's no. `code` is part of the API: the door turns it into a status, a client may switch on it."""
+
+    code = "rejected"
+
+    def __init__(self, detail: str = "", **extra: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extra = extra
+
+
+class NotFound(Rejection):
+    code = "not_found"
+
+
+class Forbidden(Rejection):
+    code = "forbidden"
+
+
+class Invalid(Rejection):
+    """Well-formed, but against a rule of the domain."""
+
+    code = "rule_violated"
+
+
+class InvalidState(Rejection):
+    """Right at another time, not now."""
+
+    code = "invalid_state"
+
+
+class QueueFull(Rejection):
+    code = "queue_full"
+
+
+class Caller(Struct, frozen=True, kw_only=True):
+    """Who asks, when, and because of what. Taken once per request or job step, never looked up again.
+
+    Attributes:
+        actor: the authenticated principal (`local`, `worker:<boot id>`, `clock`).
+        now: the time that every decision of this command uses, aware.
+        command_id: the same id sent twice is one command; its first outcome is returned again.
+        correlation_id: one id from the first request to the last effect.
+        causation_id: the command or the event (`event:<position>`) that led to this one.
+    """
+
+    actor: str
+    now: datetime
+    command_id: UUID
+    correlation_id: str
+    causation_id: str
+    request_id: str = ""
+
+
+class Aggregate(Struct, Generic[S], frozen=True):
+    """One noun's way from events to state; each aggregate file ends its evolve section with one of these.
+
+    Attributes:
+        kind: the first half of the noun's tags, and its name in `/v1/{kind}s/{id}/history`.
+        initial: the state before anything was said.
+        evolve: state and event to state.
+    """
+
+    kind: str
+    initial: S
+    evolve: Callable[[S, Any], S]
+
+
+def derived_id(*parts: object) -> UUID:
+    """An id that the same parts always give (UUIDv5), for whatever must not happen twice."""
+    return uuid5(NAMESPACE, "/".join(map(str, parts)))
+
+
+def reservation_id(secret: bytes, name: str, key: str) -> UUID:
+    """The stream that reserves a natural key. Keyed, so that a guessed key cannot be looked up in the log."""
+    digest = hmac.digest(secret, f"{name}\0{key}".encode(), hashlib.sha256)
+    return UUID(bytes=digest[:16], version=8)
