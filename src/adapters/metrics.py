@@ -1,0 +1,17 @@
+"""Every metric there is, in one place; `docs/reference/metrics.md` is held against this file by a test.
+
+Names are an API: they stay when the code behind them moves.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+LOG_POSITION = Gauge("sightline_log_position", "Position of the last event that this process appended.")
+APPEND_SECONDS = Histogram(
+    "sightline_append_seconds",
+    "Seconds of one append_batch call, commit included.",
+    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
+)
+APPEND_BATCH_EVENTS = Histogram(
+    "sightline_append_batch_events", "Events per batch.", buckets=(0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+)
+APPEND_RESENDS = Counter("sightline_append_resends_total", "Batches sent again after a lost connection.")

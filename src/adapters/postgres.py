@@ -1,0 +1,121 @@
+"""PostgreSQL as every floor above meets it: connections, JSON as bytes, LISTEN, migrations."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psycopg
+import sqlalchemy as sa
+from alembic import command as alembic
+from alembic.config import Config
+from psycopg.abc import AdaptContext, Buffer
+from psycopg.adapt import Loader
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import AsyncConnectionPool
+from sqlalchemy.engine import URL
+
+SOURCE = Path(__file__).resolve().parents[1]
+CONNECT_TIMEOUT_S = 5
+
+
+class JsonBytes(Loader):
+    """A `json` column as the exact bytes that are stored; whoever needs a value decodes it into its struct."""
+
+    def load(self, data: Buffer) -> bytes:
+        return bytes(data)
+
+
+def adapt(context: AdaptContext | None) -> None:
+    if context is not None:
+        context.adapters.register_loader("json", JsonBytes)
+
+
+async def connect(dsn: str, *, prepare: bool = True) -> psycopg.AsyncConnection:
+    """One autocommit connection.
+
+    Args:
+        dsn: a URL or conninfo.
+        prepare: prepared statements; off behind a PgBouncer that cannot keep them.
+
+    Raises:
+        psycopg.OperationalError: nobody answered within CONNECT_TIMEOUT_S.
+    """
+    connection = await psycopg.AsyncConnection.connect(
+        dsn,
+        autocommit=True,
+        prepare_threshold=0 if prepare else None,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        application_name="sightline",
+    )
+    adapt(connection)
+    return connection
+
+
+async def _configure(connection: psycopg.AsyncConnection) -> None:
+    adapt(connection)
+
+
+@asynccontextmanager
+async def pool(dsn: str, *, connections_max: int = 8) -> AsyncIterator[AsyncConnectionPool]:
+    """Autocommit connections for queries, each checked before it is lent, so that a restarted server costs no error."""
+    opened = AsyncConnectionPool(
+        dsn,
+        min_size=1,
+        max_size=connections_max,
+        timeout=CONNECT_TIMEOUT_S,
+        kwargs={"autocommit": True, "application_name": "sightline", "connect_timeout": CONNECT_TIMEOUT_S},
+        configure=_configure,
+        check=AsyncConnectionPool.check_connection,
+        open=False,
+    )
+    await opened.open()
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+def sqlalchemy_url(dsn: str) -> URL:
+    """The same database for SQLAlchemy, which alone at migration time speaks to it."""
+    parts = conninfo_to_dict(dsn)
+    query = {"host": str(parts["host"])} if str(parts.get("host", "")).startswith("/") else {}
+    return URL.create(
+        "postgresql+psycopg",
+        username=_text(parts.get("user")),
+        password=_text(parts.get("password")),
+        host=None if query else _text(parts.get("host")),
+        port=int(parts["port"]) if parts.get("port") else None,
+        database=_text(parts.get("dbname")),
+        query=query,
+    )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def migrations() -> Config:
+    """Alembic's configuration, wherever this package lies: beside `schema/` in a checkout, with it inside in a wheel."""
+    inside = SOURCE / "schema"
+    config = Config()
+    config.set_main_option("script_location", str(inside if inside.is_dir() else SOURCE.parent / "schema"))
+    return config
+
+
+def migrate(dsn: str, revision: str = "head") -> None:
+    """Bring the database's schema to `revision`, one migrator at a time.
+
+    Raises:
+        sqlalchemy.exc.OperationalError: no connection, or a lock was not to be had in time.
+    """
+    engine = sa.create_engine(sqlalchemy_url(dsn))
+    try:
+        with engine.connect() as connection:
+            # Two processes that start together must not both create the tables.
+            connection.execute(sa.text("SELECT pg_advisory_lock(hashtext('sightline.migrate'))"))
+            connection.commit()
+            config = migrations()
+            config.attributes["connection"] = connection
+            alembic.upgrade(config, revision)
+    finally:
+        engine.dispose()
