@@ -15,3 +15,7 @@ APPEND_BATCH_EVENTS = Histogram(
     "sightline_append_batch_events", "Events per batch.", buckets=(0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 )
 APPEND_RESENDS = Counter("sightline_append_resends_total", "Batches sent again after a lost connection.")
+DECISIONS_REPEATED = Counter(
+    "sightline_decisions_repeated_total", "Decisions made again because a stream had moved meanwhile."
+)
+PROJECTED_POSITION = Gauge("sightline_projected_position", "Position that the read models reflect.")

@@ -84,7 +84,7 @@ def sqlalchemy_url(dsn: str) -> URL:
         username=_text(parts.get("user")),
         password=_text(parts.get("password")),
         host=None if query else _text(parts.get("host")),
-        port=int(parts["port"]) if parts.get("port") else None,
+        port=int(str(parts["port"])) if parts.get("port") else None,
         database=_text(parts.get("dbname")),
         query=query,
     )
@@ -95,7 +95,7 @@ def _text(value: object) -> str | None:
 
 
 def migrations() -> Config:
-    """Alembic's configuration, wherever this package lies: beside `schema/` in a checkout, with it inside in a wheel."""
+    """Alembic's configuration, wherever the package lies: beside `schema/` in a checkout, around it in a wheel."""
     inside = SOURCE / "schema"
     config = Config()
     config.set_main_option("script_location", str(inside if inside.is_dir() else SOURCE.parent / "schema"))

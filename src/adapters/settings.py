@@ -147,7 +147,9 @@ def _postgres_url(url: str) -> str:
     """`url` as psycopg reads it: SQLAlchemy's driver suffix (`+asyncpg`, `+psycopg`) is dropped."""
     scheme, separator, rest = url.partition("://")
     if scheme.startswith("sqlite"):
-        raise SettingsError("DATABASE_URL names SQLite; the event store needs PostgreSQL. Unset it to use the embedded one.")
+        raise SettingsError(
+            "DATABASE_URL names SQLite; the event store needs PostgreSQL. Unset it to use the embedded one."
+        )
     return f"{scheme.partition('+')[0]}{separator}{rest}" if separator else url
 
 

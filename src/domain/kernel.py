@@ -2,8 +2,11 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import reduce
 from typing import Any, Generic, TypeVar
 from uuid import UUID, uuid5
 
@@ -59,6 +62,7 @@ class Caller(Struct, frozen=True, kw_only=True):
         command_id: the same id sent twice is one command; its first outcome is returned again.
         correlation_id: one id from the first request to the last effect.
         causation_id: the command or the event (`event:<position>`) that led to this one.
+        request_digest: a keyed digest of the request, where an idempotency key made the command id; a repeat must match.
     """
 
     actor: str
@@ -67,6 +71,7 @@ class Caller(Struct, frozen=True, kw_only=True):
     correlation_id: str
     causation_id: str
     request_id: str = ""
+    request_digest: str = ""
 
 
 class Aggregate(Struct, Generic[S], frozen=True):
@@ -82,6 +87,10 @@ class Aggregate(Struct, Generic[S], frozen=True):
     initial: S
     evolve: Callable[[S, Any], S]
 
+    def fold(self, state: S, events: Iterable[Any]) -> S:
+        """The state that `events` lead to from `state`."""
+        return reduce(self.evolve, events, state)
+
 
 def derived_id(*parts: object) -> UUID:
     """An id that the same parts always give (UUIDv5), for whatever must not happen twice."""
@@ -91,4 +100,33 @@ def derived_id(*parts: object) -> UUID:
 def reservation_id(secret: bytes, name: str, key: str) -> UUID:
     """The stream that reserves a natural key. Keyed, so that a guessed key cannot be looked up in the log."""
     digest = hmac.digest(secret, f"{name}\0{key}".encode(), hashlib.sha256)
-    return UUID(bytes=digest[:16], version=8)
+    bits = int.from_bytes(digest[:16])
+    # UUIDv8 (RFC 9562: version 8, variant 10), set by hand: before Python 3.14 `version=8` is refused.
+    return UUID(int=bits & ~(0xF << 76 | 0b11 << 62) | 8 << 76 | 0b10 << 62)
+
+
+def require_sha256(text: str) -> str:
+    """`text`, if it is a SHA-256 as we write them: 64 lower-case hexadecimal digits.
+
+    Raises:
+        Invalid: it is not.
+    """
+    if re.fullmatch(r"[0-9a-f]{64}", text) is None:
+        raise Invalid("a SHA-256 is 64 lower-case hexadecimal digits")
+    return text
+
+
+def storable(text: str, chars_max: int) -> str:
+    """A message from elsewhere, fit for the log: one line's worth, at most `chars_max` characters.
+
+    Control characters and lone surrogates become spaces. The log refuses NUL and surrogates, so that a failure
+    whose message held one could otherwise never be told.
+    """
+    spaced = (" " if unicodedata.category(c) in {"Cc", "Cs"} else c for c in text[:chars_max])
+    return "".join(spaced).strip()
+
+
+def require_within(what: str, value: int, least: int, most: int) -> None:
+    """Raises: Invalid: `value` is not between `least` and `most`, both included."""
+    if not least <= value <= most:
+        raise Invalid(f"{what} is {least} to {most}, not {value}")

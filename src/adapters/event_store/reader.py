@@ -8,7 +8,7 @@ raised as such instead of being waited out.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any, LiteralString
+from typing import Any, LiteralString, Self
 from uuid import UUID
 
 import psycopg
@@ -29,6 +29,12 @@ RECONNECT_PAUSE_S = 0.5
 log = structlog.get_logger(__name__)
 
 _COLUMNS: LiteralString = "stream_id, version, topic, data, position, metadata, recorded_at"
+
+STREAM: LiteralString = (
+    "SELECT " + _COLUMNS + " FROM events WHERE stream_id = %s AND version > %s"
+    " AND (%s::bigint IS NULL OR position <= %s) ORDER BY version LIMIT %s"
+)
+PAGE: LiteralString = "SELECT " + _COLUMNS + " FROM events WHERE position > %s ORDER BY position LIMIT %s"
 
 
 class LogHole(Exception):
@@ -88,8 +94,7 @@ class Reader:
         """A stream's events with version > `after`, in order; those at or below a position if one is given."""
         async with self._pool.connection() as connection:
             cursor = await connection.execute(
-                f"SELECT {_COLUMNS} FROM events WHERE stream_id = %s AND version > %s"
-                " AND (%s::bigint IS NULL OR position <= %s) ORDER BY version LIMIT %s",
+                STREAM,
                 (stream_id, after, up_to_position, up_to_position, limit),
                 prepare=True,
             )
@@ -153,9 +158,7 @@ async def read_page(connection: psycopg.AsyncConnection, *, after: int, limit: i
     Raises:
         LogHole: the positions do not follow one another.
     """
-    cursor = await connection.execute(
-        f"SELECT {_COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s", (after, limit), prepare=True
-    )
+    cursor = await connection.execute(PAGE, (after, limit), prepare=True)
     events = [Recorded(*row) for row in await cursor.fetchall()]
     if events and events[-1].id != after + len(events):
         found = next(n for n, event in enumerate(events, after + 1) if event.id != n)
@@ -177,7 +180,7 @@ class Tail:
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "Tail":
+    async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._listen(), name=f"tail-{self._channel}")
         return self
 

@@ -9,9 +9,9 @@ server's source: dimensions, has-null, element oid, then per dimension length an
 preceded by its length in bytes (−1: null).
 """
 
+import struct
 from collections.abc import Sequence
 from struct import Struct as Packer
-from struct import error as PackingError
 from typing import Any
 from uuid import UUID
 
@@ -152,7 +152,7 @@ def render(append: Append) -> Rendered:
     """
     try:
         columns = _columns(append)
-    except (PackingError, UnicodeEncodeError) as error:
+    except (struct.error, UnicodeEncodeError) as error:
         raise NotStorable(f"beyond what the log can hold: {error}") from error
     return Rendered(
         command_id=append.command_id,
@@ -192,6 +192,7 @@ def parameters(epoch: UUID, batch: Sequence[Rendered]) -> list[Any]:
     """The parameters of STATEMENT for a batch, commands numbered from 1 in its order."""
     columns = iter(zip(*(one.columns for one in batch), strict=True))
     counts = dict(zip("xge", zip(*(one.counts for one in batch), strict=True), strict=True))
+    length = len(batch)  # of the columns before the first ordinal, which are the commands'
     found: list[Any] = [epoch]
     for kind in _COLUMNS:
         if isinstance(kind, str):
@@ -199,9 +200,7 @@ def parameters(epoch: UUID, batch: Sequence[Rendered]) -> list[Any]:
             length = sum(counts[kind])
             found.append(_array(_Integers, length, ordinals))
         else:
-            column = next(columns)
-            length = len(batch) if len(found) <= 3 else length
-            found.append(_array(kind, length, b"".join(column)))
+            found.append(_array(kind, length, b"".join(next(columns))))
     return found
 
 

@@ -344,7 +344,7 @@ def _other(outcome: str, position: int, result: bytes | None, at: datetime) -> O
 
 
 def _is_passing(error: psycopg.Error) -> bool:
-    """Whether the same batch may fare better on a new connection: a lost link, a stopping server, a lock or a full disk."""
+    """Whether the same batch may fare better on a new connection: a lost link, a stopping server, a lock, a full disk."""
     if error.sqlstate is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return error.sqlstate == EPOCH_MOVED or error.sqlstate[:2] in {"08", "40", "53", "55", "57", "58"}

@@ -1,0 +1,158 @@
+"""Commands of whoever asks for a job. Those of its worker and of the clock are in `attempts`."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+from ..domain import assets, jobs, kinds, model_slots, models, sessions
+from ..domain.jobs import Job
+from ..domain.kernel import InvalidState, NotFound, QueueFull
+from .transact import Loaded, Transaction
+
+
+class NoActiveModel(InvalidState):
+    """The kind needs a model and its task has no active version."""
+
+    code = "no_active_model"
+
+
+class SubmitJob(Struct, frozen=True, kw_only=True):
+    """Ask for one piece of computing.
+
+    Attributes:
+        params: of the kind; unknown ones are refused, missing ones get its defaults.
+        model_version_id: another version than the task's active one.
+        pending_max: how many jobs of the kind may wait, this one included.
+    """
+
+    job_id: UUID
+    kind: str
+    inputs: tuple[UUID, ...] = ()
+    params: dict[str, Any] = {}
+    session_id: UUID | None = None
+    project_id: UUID | None = None
+    batch_id: UUID | None = None
+    model_version_id: UUID | None = None
+    priority: int = jobs.PRIORITY_DEFAULT
+    timeout_s: int = jobs.TIMEOUT_S_DEFAULT
+    attempts_max: int = jobs.ATTEMPTS_DEFAULT
+    callback_url: str | None = None
+    pending_max: int
+
+
+class CancelJob(Struct, frozen=True, kw_only=True):
+    job_id: UUID
+
+
+class RequeueJob(Struct, frozen=True, kw_only=True):
+    job_id: UUID
+
+
+class DeleteJob(Struct, frozen=True, kw_only=True):
+    job_id: UUID
+
+
+class ExpireJob(Struct, frozen=True, kw_only=True):
+    job_id: UUID
+
+
+async def submit_job(tx: Transaction, command: SubmitJob) -> Loaded[Job]:
+    kind, params = kinds.parse(command.kind, command.params)
+    if len(command.inputs) != kind.inputs:
+        raise kinds.InvalidParameters(f"{kind.name} takes {kind.inputs} inputs, not {len(command.inputs)}")
+    job = await tx.load(jobs.AGGREGATE, command.job_id)
+    if job.state.status is None:
+        if command.session_id is not None:
+            sessions.require_active(await tx.look(sessions.AGGREGATE, command.session_id), tx.caller.now)
+        for asset_id in command.inputs:
+            assets.require_clean(await tx.look(assets.AGGREGATE, asset_id))
+    version_id, sha256 = await _pinned_model(tx, kind, command.model_version_id)
+    events = jobs.submit(
+        job.state,
+        kind=kind.name,
+        owner=tx.caller.actor,
+        inputs=command.inputs,
+        params=msgspec.to_builtins(params),
+        session_id=command.session_id,
+        project_id=command.project_id,
+        batch_id=command.batch_id,
+        model_version_id=version_id,
+        model_sha256=sha256,
+        priority=command.priority,
+        timeout_s=command.timeout_s,
+        attempts_max=command.attempts_max,
+        callback_url=command.callback_url,
+        now=tx.caller.now,
+    )
+    return say(tx, job, events, pending_max=command.pending_max)
+
+
+async def cancel_job(tx: Transaction, command: CancelJob) -> Loaded[Job]:
+    job = await tx.load(jobs.AGGREGATE, command.job_id)
+    return say(tx, job, jobs.cancel(job.state, by=tx.caller.actor, now=tx.caller.now))
+
+
+async def requeue_job(tx: Transaction, command: RequeueJob) -> Loaded[Job]:
+    job = await tx.load(jobs.AGGREGATE, command.job_id)
+    return say(tx, job, jobs.requeue(job.state, by=tx.caller.actor, now=tx.caller.now))
+
+
+async def delete_job(tx: Transaction, command: DeleteJob) -> Loaded[Job]:
+    job = await tx.load(jobs.AGGREGATE, command.job_id)
+    return say(tx, job, jobs.delete(job.state, by=tx.caller.actor, now=tx.caller.now))
+
+
+async def expire_job(tx: Transaction, command: ExpireJob) -> Loaded[Job]:
+    job = await tx.load(jobs.AGGREGATE, command.job_id)
+    return say(tx, job, jobs.expire(job.state, now=tx.caller.now))
+
+
+async def _pinned_model(
+    tx: Transaction, kind: kinds.Kind, version_id: UUID | None
+) -> tuple[UUID, str] | tuple[None, None]:
+    """The version that this job runs on, whatever is activated later."""
+    if kind.task is None:
+        if version_id is not None:
+            raise kinds.InvalidParameters(f"{kind.name} takes no model")
+        return None, None
+    chosen = version_id
+    if chosen is None:
+        chosen = (await tx.look(model_slots.AGGREGATE, model_slots.slot_id(kind.task))).active
+    if chosen is None:
+        raise NoActiveModel(f"no model is active for {kind.task}")
+    model = await tx.look(models.AGGREGATE, chosen)
+    if model.status is None:
+        raise NotFound("no such model")
+    if model.task != kind.task:
+        raise kinds.InvalidParameters(f"the model is for {model.task}, {kind.name} needs {kind.task}")
+    if model.status != "synced" or model.sha256 is None:
+        raise model_slots.ModelNotSynced(f"the model is {model.status}")
+    return chosen, model.sha256
+
+
+def say(tx: Transaction, job: Loaded[Job], events: list[jobs.Event], *, pending_max: int | None = None) -> Loaded[Job]:
+    """Say `events`, count the job in or out of those waiting for its kind, and hint at it if it waits now."""
+    waited = jobs.is_pending(job.state)
+    tx.say(job, events)
+    waits = jobs.is_pending(job.state)
+    submitted = job.state.submitted
+    if submitted is None or waits == waited:
+        return job
+    kind = submitted.kind
+    refusal = QueueFull(f"{pending_max} {kind} jobs are waiting", retry_after_s=5)
+    tx.guard(pending_key(kind), 1 if waits else -1, pending_max if waits else None, refusal)
+    if waits:
+        tx.waiting(job.stream_id, kind, submitted.priority, since=_due(job.state, submitted.at))
+    return job
+
+
+def _due(job: Job, submitted_at: datetime) -> datetime:
+    return job.not_before or submitted_at
+
+
+def pending_key(kind: str) -> str:
+    """The counter of jobs that wait for a kind."""
+    return f"jobs_pending:{kind}"

@@ -1,0 +1,349 @@
+"""Load, decide, append, and again if somebody else spoke first: the one loop around every handler.
+
+A handler is `async def submit_job(tx, command) -> Loaded[Job]`. It loads the streams that its decision looks at, calls
+pure functions, says what they yield, and returns the aggregate that the caller is answered from. It may run several
+times and therefore does nothing else.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+import msgspec
+import structlog
+from msgspec import Struct
+from redis.exceptions import RedisError
+
+from ..adapters import metrics
+from ..adapters.event_store.codec import Fact
+from ..adapters.event_store.store import EventStore
+from ..adapters.event_store.wire import Append, Expectation, Guard
+from ..adapters.event_store.writer import Appended, Blocked, Repeat, Stale
+from ..adapters.hints import Candidate, JobHints
+from ..domain.kernel import Aggregate, Caller, Invalid, Rejection
+
+S = TypeVar("S")
+C = TypeVar("C")
+
+DECISIONS_MAX = 5
+CACHED_STATES_MAX = 20_000
+
+log = structlog.get_logger(__name__)
+
+
+class Contended(Rejection):
+    """Others spoke first DECISIONS_MAX times in a row; nothing was appended."""
+
+    code = "conflict"
+
+
+class KeyReused(Invalid):
+    """The idempotency key belongs to another request."""
+
+    code = "idempotency_key_reused"
+
+
+class Loaded(Struct, Generic[S]):
+    """One stream within a transaction.
+
+    Attributes:
+        state: what has been said, this transaction's own events included.
+        version: of the stream when it was loaded; 0 before its first event.
+        said: this transaction's events.
+        guards: counters that move with them.
+    """
+
+    aggregate: Aggregate[S]
+    stream_id: UUID
+    state: S
+    version: int
+    said: list[Any]
+    fresh: bool
+
+
+class Receipt(Struct, Generic[S], frozen=True):
+    """What a command led to.
+
+    Attributes:
+        stream_id, state, version: of the aggregate that the handler returned, after the command.
+        position: of the command's last event, or of the log where it had nothing to say.
+        recorded_at: when it became durable.
+        events: what was said on that stream now; empty for a repeat.
+        repeat: the command id was known: nothing was appended, and the state is today's.
+    """
+
+    stream_id: UUID
+    state: S
+    version: int
+    position: int
+    recorded_at: datetime | None
+    events: Sequence[Any]
+    repeat: bool = False
+
+
+class KeptResult(Struct, frozen=True):
+    """What the receipt of a keyed command keeps: enough to rebuild the answer, nothing secret."""
+
+    ref: UUID
+    digest: str
+
+
+class _Queue(Exception):
+    """The stream is being served in turn; wait for it."""
+
+    def __init__(self, stream_id: UUID) -> None:
+        self.stream_id = stream_id
+
+
+class Transaction:
+    """One run of one handler."""
+
+    def __init__(self, commands: "Commands", caller: Caller, doubted: set[UUID], held: frozenset[UUID]) -> None:
+        self.caller = caller
+        self.commands = commands
+        self.candidates: list[Candidate] = []
+        self._doubted = doubted
+        self._held = held
+        self._loaded: dict[UUID, Loaded[Any]] = {}
+        self._guards: list[Guard] = []
+        self._refusals: dict[str, Rejection] = {}
+
+    async def load(self, aggregate: Aggregate[S], stream_id: UUID) -> Loaded[S]:
+        """A stream that may be written; also for one that is only looked at, use look()."""
+        if self.commands.in_turn(stream_id) and stream_id not in self._held:
+            raise _Queue(stream_id)
+        return await self._load(aggregate, stream_id)
+
+    async def look(self, aggregate: Aggregate[S], stream_id: UUID) -> S:
+        """The state of a stream that the decision rests on; if it moves before the append, it is decided again."""
+        return (await self._load(aggregate, stream_id)).state
+
+    def create(self, aggregate: Aggregate[S], stream_id: UUID) -> Loaded[S]:
+        """A stream that is new, unless this command was here before; its absence is expected, not read."""
+        if stream_id in self._doubted:
+            raise RuntimeError("create() is for ids of this command's own; use load()")
+        loaded = Loaded(aggregate, stream_id, aggregate.initial, 0, [], fresh=True)
+        self._loaded[stream_id] = loaded
+        return loaded
+
+    def say(self, loaded: Loaded[S], events: Sequence[Any]) -> Loaded[S]:
+        """Say `events` on a stream; its state moves on at once."""
+        for event in events:
+            loaded.state = loaded.aggregate.evolve(loaded.state, event)
+            loaded.said.append(event)
+        return loaded
+
+    def guard(self, key: str, delta: int, limit: int | None = None, refusal: Rejection | None = None) -> None:
+        """Move a counter with the append; past its limit the command fails with `refusal`."""
+        self._guards.append(Guard(key, delta, limit))
+        if refusal is not None:
+            self._refusals[key] = refusal
+
+    def waiting(self, job_id: UUID, kind: str, priority: int, since: datetime) -> None:
+        """Tell the workers of `kind`, once the append is durable, that this job waits."""
+        self.candidates.append(Candidate(job_id, kind, priority, since))
+
+    async def _load(self, aggregate: Aggregate[S], stream_id: UUID) -> Loaded[S]:
+        loaded = self._loaded.get(stream_id)
+        if loaded is None:
+            state, version, fresh = await self.commands.state(
+                aggregate, stream_id, read_tail=stream_id in self._doubted
+            )
+            loaded = self._loaded[stream_id] = Loaded(aggregate, stream_id, state, version, [], fresh=fresh)
+        return loaded
+
+    @property
+    def streams(self) -> set[UUID]:
+        return set(self._loaded)
+
+    @property
+    def first(self) -> Loaded[Any]:
+        """The stream that was loaded first: the command's own."""
+        return next(iter(self._loaded.values()))
+
+    @property
+    def rests_on_cache(self) -> bool:
+        return not all(one.fresh for one in self._loaded.values())
+
+    def written(self) -> list[Loaded[Any]]:
+        return [one for one in self._loaded.values() if one.said]
+
+    def refusal(self, key: str) -> Rejection:
+        return self._refusals.get(key) or Invalid(f"{key} is at its limit")
+
+    def append(self, answer: Loaded[Any]) -> Append:
+        """The whole transaction as one append."""
+        mapper = self.commands.store.mapper
+        kept = KeptResult(answer.stream_id, self.caller.request_digest) if self.caller.request_digest else None
+        return Append(
+            command_id=self.caller.command_id,
+            expectations=[Expectation(one.stream_id, one.version, bool(one.said)) for one in self._loaded.values()],
+            events=[
+                mapper.to_stored_event(Fact(one.stream_id, version, event))
+                for one in self.written()
+                for version, event in enumerate(one.said, one.version + 1)
+            ],
+            metadata=mapper.metadata(self.caller),
+            guards=self._guards,
+            result=msgspec.json.encode(kept) if kept else None,
+        )
+
+
+Handler = Callable[[Transaction, C], Awaitable[Loaded[S]]]
+
+
+class Commands:
+    """Runs commands against one event store; one per process.
+
+    Decisions start from cached states. The append's expectations make that safe, and a refusal that rests on the
+    cache is decided again on what the log says now.
+    """
+
+    def __init__(self, store: EventStore, hints: JobHints | None = None) -> None:
+        self.store = store
+        self.hints = hints
+        self._states: OrderedDict[UUID, tuple[Any, int]] = OrderedDict()
+        self._turns: dict[UUID, tuple[asyncio.Lock, int]] = {}
+        self._offers: set[asyncio.Task[None]] = set()
+        store.epochs.append(lambda _: self._states.clear())
+
+    async def execute(self, handler: Handler[C, S], command: C, caller: Caller) -> Receipt[S]:
+        """Run one command to its end.
+
+        Raises:
+            Rejection: the decision's no; nothing was appended.
+            Contended: others kept coming first.
+        """
+        doubted: set[UUID] = set()
+        turns: set[UUID] = set()
+        decisions = 0
+        while True:
+            async with self._in_turn(turns):
+                tx = Transaction(self, caller, doubted, frozenset(turns))
+                try:
+                    answer = await handler(tx, command)
+                    outcome = await self.store.append(tx.append(answer))
+                except _Queue as queue:
+                    turns.add(queue.stream_id)
+                    continue
+                except Rejection:
+                    # Refused on a cached state: look again before saying no. A keyed request may be a repeat,
+                    # refused now only because it was granted before.
+                    if caller.request_digest and (known := await self._replay(tx, caller)):
+                        return known
+                    if not tx.rests_on_cache or tx.streams <= doubted:
+                        raise
+                    doubted |= tx.streams
+                    continue
+                if isinstance(outcome, Stale):
+                    decisions += 1
+                    metrics.DECISIONS_REPEATED.inc()
+                    if decisions >= DECISIONS_MAX:
+                        raise Contended(f"others wrote first {DECISIONS_MAX} times in a row")
+                    doubted |= tx.streams
+                    turns |= {one.stream_id for one in tx.written()}
+                    continue
+                return await self._settled(tx, answer, outcome)
+
+    async def _settled(self, tx: Transaction, answer: Loaded[S], outcome: Appended | Repeat | Blocked) -> Receipt[S]:
+        if isinstance(outcome, Blocked):
+            raise tx.refusal(outcome.key)
+        if isinstance(outcome, Repeat):
+            for one in tx.written():
+                self._states.pop(one.stream_id, None)
+            return await self._repeated(answer.aggregate, answer.stream_id, outcome, tx.caller)
+        for one in tx.written():
+            self._remember(one.stream_id, one.state, one.version + len(one.said))
+        if self.hints is not None and tx.candidates:
+            self._offer(self.hints, tx.candidates)
+        return Receipt(
+            stream_id=answer.stream_id,
+            state=answer.state,
+            version=answer.version + len(answer.said),
+            position=outcome.position,
+            recorded_at=outcome.recorded_at,
+            events=answer.said,
+        )
+
+    async def _replay(self, tx: Transaction, caller: Caller) -> Receipt[Any] | None:
+        receipt = await self.store.reader.receipt(caller.command_id)
+        if receipt is None or not tx.streams:
+            return None
+        position, result = receipt
+        first = tx.first
+        return await self._repeated(first.aggregate, first.stream_id, Repeat(position, caller.now, result), caller)
+
+    async def _repeated(self, aggregate: Aggregate[S], stream_id: UUID, first: Repeat, caller: Caller) -> Receipt[S]:
+        """The answer to a command that was here before, from the state of today."""
+        if caller.request_digest and first.result:
+            kept = msgspec.json.decode(first.result, type=KeptResult)
+            if kept.digest != caller.request_digest:
+                raise KeyReused("the same key was sent with another request")
+            stream_id = kept.ref
+        state, version, _ = await self.state(aggregate, stream_id, read_tail=True)
+        return Receipt(stream_id, state, version, first.position, first.recorded_at, (), repeat=True)
+
+    async def state(self, aggregate: Aggregate[S], stream_id: UUID, *, read_tail: bool) -> tuple[S, int, bool]:
+        """State and version of a stream, and whether the log was asked just now."""
+        cached = self._states.get(stream_id)
+        if cached is not None and not read_tail:
+            self._states.move_to_end(stream_id)
+            return *cached, False
+        state, version = cached or (aggregate.initial, 0)
+        for recorded in await self.store.reader.stream(stream_id, after=version):
+            state = aggregate.evolve(state, self.store.mapper.event(recorded))
+            version = recorded.originator_version
+        if version:
+            self._remember(stream_id, state, version)
+        return state, version, True
+
+    def in_turn(self, stream_id: UUID) -> bool:
+        """Whether commands on this stream wait for each other now."""
+        return stream_id in self._turns
+
+    @asynccontextmanager
+    async def _in_turn(self, stream_ids: set[UUID]) -> AsyncIterator[None]:
+        """Hold the turns of these streams; always taken in the same order, so that no two wait for each other."""
+        async with AsyncExitStack() as stack:
+            for stream_id in sorted(stream_ids):
+                lock, waiting = self._turns.get(stream_id) or (asyncio.Lock(), 0)
+                self._turns[stream_id] = (lock, waiting + 1)
+                stack.callback(self._leave, stream_id)
+                await stack.enter_async_context(lock)
+            yield
+
+    def _leave(self, stream_id: UUID) -> None:
+        lock, waiting = self._turns[stream_id]
+        if waiting == 1:
+            del self._turns[stream_id]
+        else:
+            self._turns[stream_id] = (lock, waiting - 1)
+
+    def _remember(self, stream_id: UUID, state: Any, version: int) -> None:
+        known = self._states.get(stream_id)
+        if known is not None and known[1] > version:
+            return  # A later outcome was seen first.
+        self._states[stream_id] = (state, version)
+        self._states.move_to_end(stream_id)
+        if len(self._states) > CACHED_STATES_MAX:
+            self._states.popitem(last=False)
+
+    def _offer(self, hints: JobHints, candidates: Sequence[Candidate]) -> None:
+        async def offer() -> None:
+            try:
+                await hints.offer(candidates)
+            except RedisError as error:
+                log.warning("hint_lost", error=repr(error))  # The clock worker's refill brings it within a second.
+
+        task = asyncio.create_task(offer())
+        self._offers.add(task)
+        task.add_done_callback(self._offers.discard)
+
+    async def close(self) -> None:
+        """Wait for hints that are still under way."""
+        if self._offers:
+            await asyncio.wait(self._offers)

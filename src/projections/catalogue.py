@@ -1,0 +1,19 @@
+"""Every read model there is, and the projector over all of them."""
+
+from typing import Any
+
+from ..adapters.event_store.codec import EventMapper
+from .assets import ASSETS
+from .jobs import JOBS
+from .lineage import LINEAGE
+from .model_slots import MODEL_SLOTS
+from .models import MODELS
+from .projection import EdgeModel, Projector, ReadModel
+from .sessions import SESSIONS
+
+READ_MODELS: tuple[ReadModel[Any], ...] = (ASSETS, SESSIONS, MODELS, MODEL_SLOTS, JOBS)
+EDGE_MODELS: tuple[EdgeModel[Any], ...] = (LINEAGE,)
+
+
+def projector(mapper: EventMapper) -> Projector:
+    return Projector(mapper, READ_MODELS, EDGE_MODELS)

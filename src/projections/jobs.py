@@ -1,0 +1,214 @@
+"""Jobs as readers see them, and what the clock worker asks of them."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct, field
+from msgspec.structs import replace
+from psycopg import sql
+
+from ..adapters.event_store.codec import Recorded
+from ..domain import jobs
+from ..domain.jobs import Artifact
+from .projection import Page, ReadModel, ReadModels
+
+
+class JobRow(Struct, frozen=True):
+    """Attributes:
+    attempt: the number of the current attempt, or of the last one; 0 before the first.
+    progress: of the current attempt, 0–100.
+    not_before: of a retry that waits.
+    """
+
+    job_id: UUID
+    kind: str
+    owner: str
+    status: str
+    priority: int
+    inputs: list[UUID]
+    params: dict[str, Any]
+    timeout_s: int
+    attempts_max: int
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    position: int
+    session_id: UUID | None = None
+    project_id: UUID | None = None
+    batch_id: UUID | None = None
+    model_version_id: UUID | None = None
+    model_sha256: str | None = None
+    callback_url: str | None = None
+    attempt: int = 0
+    worker: str | None = None
+    progress: int = 0
+    message: str = ""
+    not_before: datetime | None = None
+    cancel_requested: bool = False
+    outputs: list[Artifact] = field(default_factory=list)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    receipt: dict[str, Any] = field(default_factory=dict)
+    error_code: str | None = None
+    error_message: str = ""
+    dead_letter: bool = False
+    late_results: int = 0
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+def apply(row: JobRow | None, event: Any, at: Recorded) -> JobRow:
+    if isinstance(event, jobs.JobSubmitted):
+        return _submitted(event, at)
+    assert row is not None, "a job begins with JobSubmitted"
+    if isinstance(event, jobs.LateResultRejected):
+        return replace(row, late_results=row.late_results + 1, version=at.originator_version, position=at.id)
+    return replace(_moved(row, event), updated_at=event.at, version=at.originator_version, position=at.id)
+
+
+def _submitted(event: jobs.JobSubmitted, at: Recorded) -> JobRow:
+    return JobRow(
+        job_id=at.stream_id,
+        kind=event.kind,
+        owner=event.owner,
+        status="pending",
+        priority=event.priority,
+        inputs=list(event.inputs),
+        params=event.params,
+        timeout_s=event.timeout_s,
+        attempts_max=event.attempts_max,
+        created_at=event.at,
+        updated_at=event.at,
+        version=at.originator_version,
+        position=at.id,
+        session_id=event.session_id,
+        project_id=event.project_id,
+        batch_id=event.batch_id,
+        model_version_id=event.model_version_id,
+        model_sha256=event.model_sha256,
+        callback_url=event.callback_url,
+    )
+
+
+def _moved(row: JobRow, event: jobs.Event) -> JobRow:
+    match event:
+        case jobs.JobStarted(at=at, attempt=attempt, worker=worker):
+            return replace(
+                row, status="processing", attempt=attempt, worker=worker, started_at=at, progress=0, message=""
+            )
+        case jobs.JobProgressed(percent=percent, message=message):
+            return replace(row, progress=percent, message=message)
+        case jobs.JobRetryScheduled(not_before=not_before, code=code, message=message):
+            return replace(row, status="pending", not_before=not_before, error_code=code, error_message=message)
+        case jobs.JobCompleted(at=at):
+            return replace(
+                row,
+                status="completed",
+                progress=100,
+                outputs=list(event.outputs),
+                manifest=event.manifest,
+                timings=event.timings,
+                receipt=msgspec.to_builtins(event.receipt),
+                error_code=None,
+                error_message="",
+                finished_at=at,
+            )
+        case jobs.JobFailed(at=at, code=code, message=message):
+            return replace(row, status="failed", error_code=code, error_message=message, finished_at=at)
+        case jobs.JobDeadLettered(at=at, code=code, message=message):
+            return replace(
+                row, status="failed", dead_letter=True, error_code=code, error_message=message, finished_at=at
+            )
+        case jobs.JobCancelRequested():
+            return replace(row, cancel_requested=True)
+        case jobs.JobCancelled(at=at):
+            return replace(row, status="cancelled", finished_at=at)
+        case jobs.JobExpired(at=at):
+            return replace(row, status="expired", finished_at=at)
+        case jobs.JobRequeued(attempts_max=attempts_max):
+            return replace(
+                row, status="pending", dead_letter=False, attempts_max=attempts_max, not_before=None, finished_at=None
+            )
+        case jobs.JobDeleted():
+            return replace(row, status="deleted")
+        case _:
+            return row
+
+
+JOBS = ReadModel("jobs", 1, frozenset({"job"}), JobRow, apply)
+
+
+class Count(Struct, frozen=True):
+    """How many jobs of a kind are in a state."""
+
+    kind: str
+    status: str
+    jobs: int
+
+
+PAGE = sql.SQL(
+    "SELECT to_json(j) FROM jobs AS j WHERE status <> 'deleted'"
+    " AND (%(owner)s::text IS NULL OR owner = %(owner)s) AND (%(kind)s::text IS NULL OR kind = %(kind)s)"
+    " AND (%(status)s::text IS NULL OR status = %(status)s)"
+    " AND (%(session_id)s::uuid IS NULL OR session_id = %(session_id)s)"
+    " AND (%(after)s::uuid IS NULL OR job_id > %(after)s) ORDER BY job_id LIMIT %(limit)s"
+)
+NEWEST = sql.SQL(
+    "SELECT to_json(j) FROM jobs AS j WHERE status <> 'deleted' AND kind = ANY (%(kinds)s)"
+    " ORDER BY created_at DESC, job_id DESC OFFSET %(skip)s LIMIT %(limit)s"
+)
+COUNT = sql.SQL(
+    "SELECT json_build_object('kind', kind, 'status', status, 'jobs', count(*)) FROM jobs"
+    " WHERE status <> 'deleted' GROUP BY kind, status"
+)
+WAITING = sql.SQL(
+    "SELECT to_json(j) FROM jobs AS j WHERE status = 'pending' AND (not_before IS NULL OR not_before <= %(now)s)"
+    " ORDER BY kind, created_at LIMIT %(limit)s"
+)
+RUNNING = sql.SQL("SELECT to_json(j) FROM jobs AS j WHERE status = 'processing' ORDER BY started_at LIMIT %(limit)s")
+PENDING_OF_SESSIONS = sql.SQL(
+    "SELECT to_json(j) FROM jobs AS j JOIN sessions AS s USING (session_id)"
+    " WHERE j.status = 'pending' AND s.status = 'expired' LIMIT %(limit)s"
+)
+
+
+async def page(
+    reads: ReadModels,
+    *,
+    owner: str | None = None,
+    kind: str | None = None,
+    status: str | None = None,
+    session_id: UUID | None = None,
+    after: UUID | None,
+    limit: int,
+) -> Page[JobRow]:
+    """Jobs that are not deleted and fit the filters, oldest id first, past `after`; at most `limit` rows."""
+    values = {"owner": owner, "kind": kind, "status": status, "session_id": session_id}
+    return await reads.fetch(JobRow, PAGE, values | {"after": after, "limit": limit})
+
+
+async def newest(reads: ReadModels, *, kinds: list[str], skip: int, limit: int) -> Page[JobRow]:
+    """Jobs of these kinds that are not deleted, newest first."""
+    return await reads.fetch(JobRow, NEWEST, {"kinds": kinds, "skip": skip, "limit": limit})
+
+
+async def counts(reads: ReadModels) -> list[Count]:
+    """How many jobs there are by kind and status, deleted ones aside."""
+    return (await reads.fetch(Count, COUNT, {})).rows
+
+
+async def waiting(reads: ReadModels, *, now: datetime, limit: int) -> list[JobRow]:
+    """Jobs that are due, for the hints to be filled again."""
+    return (await reads.fetch(JobRow, WAITING, {"now": now, "limit": limit})).rows
+
+
+async def running(reads: ReadModels, *, limit: int) -> list[JobRow]:
+    """Jobs that somebody holds, longest first, for leases and timeouts to be judged."""
+    return (await reads.fetch(JobRow, RUNNING, {"limit": limit})).rows
+
+
+async def pending_of_expired_sessions(reads: ReadModels, *, limit: int) -> list[JobRow]:
+    """Jobs that wait in a session which is over."""
+    return (await reads.fetch(JobRow, PENDING_OF_SESSIONS, {"limit": limit})).rows
