@@ -19,3 +19,10 @@ DECISIONS_REPEATED = Counter(
     "sightline_decisions_repeated_total", "Decisions made again because a stream had moved meanwhile."
 )
 PROJECTED_POSITION = Gauge("sightline_projected_position", "Position that the read models reflect.")
+PROJECTION_FAILURES = Counter("sightline_projection_failures_total", "Pages that could not be projected; an alarm.")
+JOB_SECONDS = Histogram(
+    "sightline_job_seconds",
+    "Seconds from the claim of a job to the end of its attempt.",
+    ["kind"],
+    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600),
+)

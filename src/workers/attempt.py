@@ -1,0 +1,236 @@
+"""One attempt at one job: fetch what it reads, run it, store what it wrote, say how it ended.
+
+Every word is fenced by the attempt's number. If it is over meanwhile (cancelled, given to another, expired) the child
+is stopped, what was stored is removed, and the refusal is in the log.
+"""
+
+import asyncio
+import random
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+import psycopg
+import structlog
+
+from ..adapters import builtin
+from ..adapters.event_store.codec import Recorded
+from ..adapters.models import ModelUnavailable
+from ..adapters.objects.port import ObjectMissing, ObjectStoreError
+from ..commands import attempts as commands
+from ..commands.transact import C, Handler, Receipt
+from ..domain import assets, attempts, jobs
+from ..domain.jobs import Artifact, Job, Provenance
+from ..domain.kernel import Rejection, derived_id
+from .kinds import InputFile, JobInput, KindFailed, ModelFile
+from .leases import Lease
+from .lifecycle import Services, caller
+from .runner_client import Runner, RunnerCancelled
+from .runner_messages import Output, RunnerAnswer
+
+PROGRESS_S = 0.25  # at most one JobProgressed per this time
+STOP_GRACE_S = 4.0  # how long a job may go on after its worker was told to stop
+
+log = structlog.get_logger(__name__)
+
+
+class Attempt:
+    """From JobStarted to whatever ends it."""
+
+    def __init__(
+        self, services: Services, runner: Runner, worker: str, job_id: UUID, job: Job, started: Recorded
+    ) -> None:
+        assert job.submitted is not None
+        self._services = services
+        self._runner = runner
+        self._worker = worker
+        self._job_id = job_id
+        self._number = job.attempt
+        self._submitted = job.submitted
+        self._started = started
+        self._over: str | None = None  # why the child was stopped, if it was
+        self._progress: tuple[int, str] | None = None
+
+    async def run(self, stopping: asyncio.Event, lease: Lease) -> None:
+        """Never raises for what the job did; raises psycopg.Error where the log cannot be reached."""
+        bound = log.bind(job_id=str(self._job_id), kind=self._submitted.kind, attempt=self._number)
+        watch = asyncio.create_task(self._watch(stopping, lease))
+        try:
+            with tempfile.TemporaryDirectory(prefix="sightline-job-") as directory:
+                ended = await self._answered(Path(directory))
+        except KindFailed as failed:
+            ended = await self._failed(failed)
+        except (ObjectStoreError, ModelUnavailable) as error:
+            retryable = not isinstance(error, ObjectMissing | ModelUnavailable)
+            ended = await self._failed(KindFailed("input_unavailable", str(error), retryable=retryable))
+        finally:
+            watch.cancel()
+            await asyncio.wait({watch})
+        bound.info("attempt_ended", status=ended.status, over=self._over, error_code=ended.error_code)
+
+    async def _answered(self, directory: Path) -> Job:
+        question = await self._question(directory)
+        answer = await self._runner.run(question, self._submitted.timeout_s, self._note_progress)
+        outputs = [await self._store(output) for output in answer.outputs]
+        completed = commands.CompleteJob(
+            job_id=self._job_id,
+            attempt=self._number,
+            worker=self._worker,
+            outputs=tuple(outputs),
+            manifest=answer.manifest,
+            timings={name.removesuffix("_ms"): value / 1000 for name, value in answer.timings.items()},
+            receipt=await self._provenance(answer),
+        )
+        receipt = await self._say("complete", commands.complete_job, completed)
+        await self._remove_if_refused(receipt.state)
+        return receipt.state
+
+    async def _question(self, directory: Path) -> JobInput:
+        inputs, outputs = directory / "in", directory / "out"
+        inputs.mkdir()
+        outputs.mkdir()
+        files: list[InputFile] = []
+        for number, asset_id in enumerate(self._submitted.inputs):
+            asset = await self._asset(asset_id)
+            path = inputs / str(number)
+            await self._services.objects.download(asset.object_key, path)
+            files.append(InputFile(str(path), asset.content_type))
+        model = None
+        if (sha256 := self._submitted.model_sha256) is not None:
+            path = await asyncio.to_thread(self._services.models.ensure, sha256)
+            model = ModelFile(str(path), sha256, _manifest(sha256))
+        return JobInput(
+            job_id=str(self._job_id),
+            kind=self._submitted.kind,
+            params=self._submitted.params,
+            inputs=files,
+            model=model,
+            output_dir=str(outputs),
+        )
+
+    async def _asset(self, asset_id: UUID) -> assets.Asset:
+        asset, _, _ = await self._services.commands.state(assets.AGGREGATE, asset_id, read_tail=True)
+        try:
+            assets.require_clean(asset)
+        except Rejection as rejection:
+            raise KindFailed("input_unavailable", f"input {asset_id}: {rejection.detail}") from rejection
+        return asset
+
+    async def _store(self, output: Output) -> Artifact:
+        key = f"{self._prefix}{output.name}"
+        # Not if_absent: an attempt writes under its own number, and a resent put is the same bytes.
+        info = await self._services.objects.put_file(
+            key, Path(output.path), content_type=output.content_type, if_absent=False
+        )
+        if info.sha256 != output.sha256:
+            raise KindFailed("output_damaged", f"{output.name} changed on its way to the store", retryable=True)
+        return Artifact(
+            name=output.name,
+            object_key=key,
+            sha256=output.sha256,
+            size_bytes=output.size_bytes,
+            content_type=output.content_type,
+        )
+
+    async def _provenance(self, answer: RunnerAnswer) -> Provenance:
+        inputs = [await self._asset(asset_id) for asset_id in self._submitted.inputs]
+        ran = answer.receipt
+        return Provenance(
+            input_sha256=tuple(asset.sha256 or "" for asset in inputs),
+            model_version_id=self._submitted.model_version_id,
+            model_sha256=self._submitted.model_sha256,
+            provider=ran.execution_provider if ran else None,
+            runtime=f"{ran.runtime} {ran.runtime_version}" if ran else None,
+            batch_size=ran.batch_size if ran else 1,
+        )
+
+    async def _failed(self, failed: KindFailed) -> Job:
+        """The attempt's end, unless it was over before: then only its objects are left to remove."""
+        if isinstance(failed, RunnerCancelled) and self._over == "cancel_requested":
+            cancel = commands.ConfirmCancel(job_id=self._job_id, attempt=self._number, worker=self._worker)
+            receipt = await self._say("confirm-cancel", commands.confirm_cancel, cancel)
+        else:
+            retryable = failed.retryable
+            code, message = failed.code, failed.message
+            if isinstance(failed, RunnerCancelled):
+                retryable, code, message = True, self._over or failed.code, "the worker stopped before it was done"
+            delay_s = attempts.retry_delay_s(
+                self._number, base_s=self._services.settings.job_retry_base_s, jitter=random.uniform(0.5, 1.0),  # noqa: S311  # spreads retries, guards nothing
+            )
+            fail = commands.FailJob(
+                job_id=self._job_id,
+                attempt=self._number,
+                worker=self._worker,
+                code=code,
+                message=message,
+                retryable=retryable,
+                retry_delay_s=0.0 if code == "worker_stopped" else delay_s,
+            )
+            receipt = await self._say("fail", commands.fail_job, fail)
+        with suppress(ObjectStoreError):  # The janitor removes what could not be removed now.
+            await self._services.objects.delete_prefix(self._prefix)
+        return receipt.state
+
+    async def _remove_if_refused(self, job: Job) -> None:
+        reason = attempts.refusal(job, attempt=self._number, worker=self._worker)
+        if reason is None:
+            return
+        self._over = reason
+        log.warning("late_result_rejected", job_id=str(self._job_id), attempt=self._number, reason=reason)
+        with suppress(ObjectStoreError):
+            await self._services.objects.delete_prefix(self._prefix)
+        if reason == "cancel_requested":
+            cancel = commands.ConfirmCancel(job_id=self._job_id, attempt=self._number, worker=self._worker)
+            await self._say("confirm-cancel", commands.confirm_cancel, cancel)
+
+    def _note_progress(self, percent: int, message: str) -> None:
+        self._progress = (percent, message)
+
+    async def _watch(self, stopping: asyncio.Event, lease: Lease) -> None:
+        """Tell the log how far it is, and stop the child once nobody wants its result."""
+        told: tuple[int, str] | None = None
+        stopped_for_s = 0.0
+        while self._over is None:
+            await asyncio.sleep(PROGRESS_S)
+            stopped_for_s += PROGRESS_S if stopping.is_set() else 0.0
+            try:
+                if self._progress is not None and self._progress != told:
+                    told = self._progress
+                    await self._report(*told)
+                self._over = await self._why_over(lease, stopped_for_s)
+            except (Rejection, psycopg.Error) as error:
+                log.warning("attempt_unwatched", job_id=str(self._job_id), error=repr(error))
+        self._runner.cancel()
+
+    async def _why_over(self, lease: Lease, stopped_for_s: float) -> str | None:
+        if stopped_for_s >= STOP_GRACE_S:
+            return "worker_stopped"
+        if lease.lost:
+            return "lease_lost"
+        job, _, _ = await self._services.commands.state(jobs.AGGREGATE, self._job_id, read_tail=True)
+        return attempts.refusal(job, attempt=self._number, worker=self._worker)
+
+    async def _report(self, percent: int, message: str) -> None:
+        progress = commands.ReportProgress(
+            job_id=self._job_id, attempt=self._number, worker=self._worker, percent=percent, message=message
+        )
+        with suppress(attempts.AttemptIsOver):  # why_over() finds out and says why
+            await self._say(f"progress-{percent}-{message}", commands.report_progress, progress)
+
+    async def _say(self, step: str, handler: Handler[C, Job], command: C) -> Receipt[Job]:
+        command_id = derived_id(step, self._job_id, self._number, self._worker)
+        return await self._services.commands.execute(handler, command, caller(self._worker, command_id, self._started))
+
+    @property
+    def _prefix(self) -> str:
+        """Where this attempt's objects lie; no other attempt writes or removes there."""
+        return f"artifacts/{self._job_id}/{self._number}/"
+
+
+def _manifest(sha256: str) -> dict[str, object]:
+    for manifest in builtin.manifests().values():
+        if manifest.sha256 == sha256:
+            return msgspec.to_builtins(manifest)  # type: ignore[no-any-return]  # a struct becomes a dict
+    return {}

@@ -1,0 +1,122 @@
+"""The clock: says what time alone brings. Every second it asks what is due and commands it.
+
+Commands carry ids that follow from what they are about, so that two clocks, or one that was killed and started again,
+say everything once.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from uuid import UUID
+
+import psycopg
+import structlog
+from redis.exceptions import RedisError
+
+from ..adapters.hints import Candidate
+from ..commands import attempts as attempt_commands
+from ..commands import jobs as job_commands
+from ..commands import sessions as session_commands
+from ..commands.transact import C, Handler, S
+from ..domain import attempts
+from ..domain.kernel import Caller, Rejection, derived_id
+from ..projections import jobs, sessions
+from ..projections.jobs import JobRow
+from .leases import LIVE, PRUNE
+from .lifecycle import Services, now, pause
+
+TICK_S = 1.0
+PER_TICK_MAX = 1_000
+TIMEOUT_GRACE_S = 10  # a worker ends its own overruns; the clock only those of a worker that fails to
+ACTOR = "clock"
+
+log = structlog.get_logger(__name__)
+
+
+async def run(services: Services, stopping: asyncio.Event) -> None:
+    """Tick until `stopping`. A tick that fails is logged, and the next one does its work."""
+    clock = Clock(services)
+    while not stopping.is_set():
+        for duty in clock.duties:
+            try:
+                await duty()
+            except (psycopg.Error, RedisError, Rejection) as error:
+                log.warning("duty_failed", duty=duty.__name__, error=repr(error))
+        await pause(stopping, TICK_S)
+
+
+class Clock:
+    """What is due, and the commands that say so."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self.duties: tuple[Callable[[], Awaitable[None]], ...] = (
+            self.expire_sessions,
+            self.expire_jobs,
+            self.reap_leases,
+            self.time_out_jobs,
+            self.refill_hints,
+        )
+
+    async def expire_sessions(self) -> None:
+        for row in await sessions.due(self._services.reads, now=now(), limit=PER_TICK_MAX):
+            command = session_commands.ExpireSession(session_id=row.session_id)
+            await self._say(session_commands.expire_session, command, row.session_id, row.version, row.position)
+
+    async def expire_jobs(self) -> None:
+        """Jobs that wait in an expired session go with it; one that is processing finishes."""
+        for row in await jobs.pending_of_expired_sessions(self._services.reads, limit=PER_TICK_MAX):
+            command = job_commands.ExpireJob(job_id=row.job_id)
+            await self._say(job_commands.expire_job, command, row.job_id, row.version, row.position)
+
+    async def reap_leases(self) -> None:
+        """Jobs held by a worker that has no lease any more go to another attempt."""
+        running = await jobs.running(self._services.reads, limit=PER_TICK_MAX)
+        if not running:
+            return
+        async with self._services.store.pool.connection() as connection:
+            live = {worker for (worker,) in await (await connection.execute(LIVE)).fetchall()}
+            await connection.execute(PRUNE)
+        for row in running:
+            if row.worker is not None and row.worker not in live:
+                log.warning("lease_expired", job_id=str(row.job_id), attempt=row.attempt, worker=row.worker)
+                lost = attempt_commands.LoseLease(
+                    job_id=row.job_id, attempt=row.attempt, worker=row.worker, retry_delay_s=self._delay_s(row)
+                )
+                await self._say(attempt_commands.lose_lease, lost, row.job_id, row.attempt, row.position)
+
+    async def time_out_jobs(self) -> None:
+        """Jobs whose worker lives and yet let them overrun."""
+        for row in await jobs.running(self._services.reads, limit=PER_TICK_MAX):
+            if row.started_at is None or row.worker is None:
+                continue
+            if now() > row.started_at + timedelta(seconds=row.timeout_s + TIMEOUT_GRACE_S):
+                timed_out = attempt_commands.TimeOutJob(job_id=row.job_id, attempt=row.attempt, worker=row.worker)
+                await self._say(attempt_commands.time_out_job, timed_out, row.job_id, row.attempt, row.position)
+
+    async def refill_hints(self) -> None:
+        """Offer every waiting job again: what was lost in Valkey costs a second, never a job."""
+        waiting = await jobs.waiting(self._services.reads, now=now(), limit=PER_TICK_MAX)
+        await self._services.hints.offer(
+            Candidate(row.job_id, row.kind, row.priority, row.not_before or row.created_at) for row in waiting
+        )
+
+    def _delay_s(self, row: JobRow) -> float:
+        base_s = self._services.settings.job_retry_base_s
+        return attempts.retry_delay_s(max(row.attempt, 1), base_s=base_s, jitter=1.0)
+
+    async def _say(self, handler: Handler[C, S], command: C, subject: UUID, moment: int, position: int) -> None:
+        """Execute; `moment` (a version or an attempt) makes the same duty about a later state another command."""
+        command_id = derived_id(ACTOR, handler.__name__, subject, moment)
+        caller = Caller(
+            actor=ACTOR,
+            now=now(),
+            command_id=command_id,
+            correlation_id=str(subject),
+            causation_id=f"event:{position}",
+        )
+        try:
+            await self._services.commands.execute(handler, command, caller)
+        except Rejection as rejection:
+            # The read model was behind: what was due is done, or no longer so.
+            log.debug("duty_was_done", duty=handler.__name__, subject=str(subject), code=rejection.code)

@@ -1,0 +1,96 @@
+"""What every worker process does at its ends: open its services, run until told to stop, drain, close."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from uuid import UUID
+
+import structlog
+from msgspec import Struct
+
+from ..adapters.event_store.codec import Recorded
+from ..adapters.event_store.reader import Tail
+from ..adapters.event_store.store import EventStore, open_event_store
+from ..adapters.hints import JobHints
+from ..adapters.models import ModelCache
+from ..adapters.objects import open_object_store
+from ..adapters.objects.port import ObjectStore
+from ..adapters.settings import Settings
+from ..adapters.valkey import open_valkey
+from ..commands.transact import Commands
+from ..domain.events import EVENTS
+from ..domain.kernel import Caller
+from ..projections.projection import CHANNEL, ReadModels
+
+log = structlog.get_logger(__name__)
+
+
+class Services(Struct, frozen=True):
+    """What a worker process holds open; one composition root for all of them."""
+
+    settings: Settings
+    store: EventStore
+    commands: Commands
+    reads: ReadModels
+    hints: JobHints
+    objects: ObjectStore
+    models: ModelCache
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Raises:
+    psycopg.OperationalError: the database does not answer.
+    """
+    direct_dsn = settings.database_direct_url or settings.database_url
+    objects = await open_object_store(settings)
+    try:
+        async with (
+            open_event_store(settings.database_url, EVENTS, direct_dsn=direct_dsn) as store,
+            open_valkey(settings.redis_url) as valkey,
+            Tail(direct_dsn, CHANNEL) as tail,
+        ):
+            hints = JobHints(valkey)
+            commands = Commands(store, hints)
+            models = ModelCache(settings.data_dir)
+            yield Services(settings, store, commands, ReadModels(store.pool, tail), hints, objects, models)
+            await commands.close()
+    finally:
+        await objects.close()
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def caller(actor: str, command_id: UUID, cause: Recorded) -> Caller:
+    """Who reacts to `cause`: the same correlation, the event as the reason."""
+    return Caller(
+        actor=actor,
+        now=now(),
+        command_id=command_id,
+        correlation_id=cause.envelope.correlation_id,
+        causation_id=f"event:{cause.id}",
+    )
+
+
+async def run_until_stopped(work: Callable[[asyncio.Event], Awaitable[None]], name: str) -> None:
+    """Run `work`, which ends soon after its event is set by SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    log.info("worker_ready", worker=name)
+    await work(stopping)
+    log.info("worker_stopped", worker=name)
+
+
+async def pause(stopping: asyncio.Event, seconds: float) -> None:
+    """Sleep, but not past the stop."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stopping.wait()
+    except TimeoutError:
+        pass

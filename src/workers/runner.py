@@ -1,0 +1,77 @@
+"""The runner child: `python -m sightline.workers.runner`, started by `runner_client.py`; runs one job after another.
+
+It has no database, no network and no secrets: files in, files out. Whatever a kind does, the worker survives it.
+"""
+
+import hashlib
+import time
+import traceback
+from pathlib import Path
+
+import msgspec
+
+from ..adapters.confinement import Channel, enter
+from .kinds import JobOutput, KindFailed, module_of
+from .runner_messages import Output, RunnerAnswer, RunnerError, RunnerProgress, decode_job, encode
+
+STACK_CHARACTERS_MAX = 20_000
+
+
+def main() -> None:
+    """Answer until the parent closes its end, or dies."""
+    channel = enter()
+    for question in channel:
+        channel.send(encode(answer(question, channel)))
+
+
+def answer(question: bytes, channel: Channel) -> RunnerAnswer | RunnerError:
+    """Run one job. Whatever it raises is an answer; only the death of this process is none."""
+
+    def progress(percent: int, message: str) -> None:
+        channel.send(encode(RunnerProgress(percent=min(100, max(0, percent)), message=message[:200])))
+
+    try:
+        job = decode_job(question)
+        began = time.perf_counter()
+        done = module_of(job.kind).run(job, progress)
+        outputs = [measured(Path(job.output_dir), one.name, one.content_type) for one in done.outputs]
+        return _answer(done, outputs, (time.perf_counter() - began) * 1000)
+    except KindFailed as failed:
+        stack = _stack() if failed.__cause__ else ""
+        return RunnerError(failed.code, failed.message, failed.retryable, stack)
+    except msgspec.MsgspecError as error:
+        return RunnerError("rule_violated", f"the job does not fit its kind: {error}", retryable=False, stack=_stack())
+    except MemoryError:
+        return RunnerError(
+            "out_of_memory", "the job needs more memory than it may use", retryable=False, stack=_stack()
+        )
+    except Exception as error:  # noqa: BLE001  a bug in a kind is one job's failure, not the runner's
+        message = f"the kind failed unexpectedly ({type(error).__name__})"
+        return RunnerError("internal_error", message, retryable=True, stack=_stack())
+
+
+def measured(directory: Path, name: str, content_type: str) -> Output:
+    """Size and digest of an output.
+
+    Raises:
+        KindFailed: `internal_error`: the kind named something outside its directory, or wrote nothing there.
+    """
+    path = directory / name
+    if not name or name != path.name or path.is_symlink() or not path.is_file():
+        raise KindFailed("internal_error", f"the kind names an output that it did not write: {name!r}")
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Output(name, str(path), content_type, path.stat().st_size, sha256)
+
+
+def _answer(done: JobOutput, outputs: list[Output], run_ms: float) -> RunnerAnswer:
+    timings = {name: round(value, 3) for name, value in {**done.timings, "run_ms": run_ms}.items()}
+    return RunnerAnswer(outputs=outputs, manifest=done.manifest, timings=timings, receipt=done.receipt)
+
+
+def _stack() -> str:
+    return traceback.format_exc()[-STACK_CHARACTERS_MAX:]
+
+
+if __name__ == "__main__":
+    main()

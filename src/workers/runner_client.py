@@ -1,0 +1,185 @@
+"""The worker's end of the runner child: asks, waits, and replaces it when it dies or overruns.
+
+Each failure is a `KindFailed`, so a worker handles one exception, whose code and retryable say what to do next.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import assert_never
+
+import structlog
+
+from ..adapters.child import STARTUP_S_MAX, Child, ChildDied
+from .kinds import JobInput, KindFailed
+from .runner_messages import RunnerAnswer, RunnerError, RunnerProgress, decode_said, encode
+
+BATCH_JOBS_MAX = 1024
+
+log = structlog.get_logger("sightline.runner")
+
+OnProgress = Callable[[int, str], None]
+
+
+class RunnerTimedOut(KindFailed):
+    """The job overran. Not retried: the limit was the caller's own, and the next attempt would meet it too."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__("timeout", f"not done within {timeout_s:g} s", retryable=False)
+
+
+class RunnerDied(KindFailed):
+    """The child died under the job.
+
+    Attributes:
+        signal: that killed it, or none if it exited. SIGKILL without our doing is often the host's out-of-memory
+            killer, SIGABRT a library that could not allocate.
+    """
+
+    def __init__(self, reason: str, signal: int | None = None) -> None:
+        super().__init__("runner_died", f"the runner {reason}", retryable=True)
+        self.signal = signal
+
+
+class RunnerOutOfMemory(KindFailed):
+    """The job needs more than the child may have. The child is replaced: what a failed allocation left is unknown."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("out_of_memory", message, retryable=False)
+
+
+class RunnerCancelled(KindFailed):
+    """`cancel` was called while the job ran."""
+
+    def __init__(self) -> None:
+        super().__init__("cancelled", "cancelled while it ran", retryable=False)
+
+
+class Runner:
+    """One child, one job at a time; more callers wait their turn.
+
+    Args:
+        memory_bytes_max: of the child's address space; 0 sets none, which CUDA needs.
+        module: the child's program.
+        environ: added to what the child's environment has.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_bytes_max: int,
+        module: str = "sightline.workers.runner",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._child = Child(module, memory_bytes_max=memory_bytes_max, environ=environ)
+        self._turn = asyncio.Lock()
+        self._cancelled = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child; none before the first job and between a death and the next job."""
+        return self._child.pid
+
+    async def start(self) -> None:
+        """Have the child ready before the first job, which otherwise waits for it.
+
+        Raises:
+            RunnerDied: it cannot be started.
+        """
+        async with self._turn:
+            await self._start()
+
+    async def run(self, job: JobInput, timeout_s: float, on_progress: OnProgress | None = None) -> RunnerAnswer:
+        """Run one job, in at most `timeout_s` once the child is up.
+
+        Raises:
+            KindFailed: the kind says why; or RunnerTimedOut, RunnerDied, RunnerOutOfMemory, RunnerCancelled.
+        """
+        [said] = await self.run_many([job], timeout_s, on_progress)
+        if isinstance(said, KindFailed):
+            raise said
+        return said
+
+    async def run_many(
+        self, jobs: Sequence[JobInput], timeout_s: float, on_progress: OnProgress | None = None
+    ) -> list[RunnerAnswer | KindFailed]:
+        """Run `jobs` (at most BATCH_JOBS_MAX) one after another, each in at most `timeout_s`; for jobs so short that
+        asking one by one would cost more than they do. One that fails leaves the others right: those behind it run
+        on the next child.
+
+        Raises:
+            RunnerDied: the child cannot be started, which is no job's fault.
+        """
+        if len(jobs) > BATCH_JOBS_MAX:
+            raise ValueError(f"{len(jobs)} jobs at once are more than {BATCH_JOBS_MAX}")
+        said: list[RunnerAnswer | KindFailed] = []
+        async with self._turn:
+            self._cancelled = False
+            while len(said) < len(jobs):  # each round answers at least one
+                if self._cancelled:
+                    said += [RunnerCancelled() for _ in jobs[len(said) :]]
+                    break
+                await self._start()
+                try:
+                    await self._round(jobs[len(said) :], timeout_s, on_progress, said)
+                except KindFailed as failed:
+                    await self._child.kill()
+                    said.append(failed)
+                except BaseException:
+                    await self._child.kill()  # its next words would be about a job that nobody waits for
+                    raise
+        return said
+
+    def cancel(self) -> None:
+        """Kill the child under whatever it runs, which fails with RunnerCancelled."""
+        self._cancelled = self._turn.locked()
+        self._child.interrupt()
+
+    async def close(self) -> None:
+        """Kill the child; nothing is left of it."""
+        self.cancel()
+        async with self._turn:
+            await self._child.kill()
+
+    async def _start(self) -> None:
+        try:
+            await self._child.start()
+        except ChildDied as died:
+            raise (RunnerCancelled() if self._cancelled else RunnerDied(died.reason, died.signal)) from died
+        except TimeoutError as error:
+            raise RunnerDied(f"was not ready within {STARTUP_S_MAX:g} s") from error
+
+    async def _round(
+        self,
+        jobs: Sequence[JobInput],
+        timeout_s: float,
+        on_progress: OnProgress | None,
+        said: list[RunnerAnswer | KindFailed],
+    ) -> None:
+        """Ask for all of `jobs`, append what each led to; a failure that the child did not outlive is raised."""
+        self._child.send([encode(job) for job in jobs])
+        for job in jobs:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    said.append(await self._answer(job, on_progress))
+            except TimeoutError:
+                raise RunnerTimedOut(timeout_s) from None
+            except ChildDied as died:
+                log.warning("the runner died", job_id=job.job_id, kind=job.kind, reason=died.reason)
+                raise (RunnerCancelled() if self._cancelled else RunnerDied(died.reason, died.signal)) from died
+
+    async def _answer(self, job: JobInput, on_progress: OnProgress | None) -> RunnerAnswer | KindFailed:
+        while True:
+            match decode_said(await self._child.receive()):
+                case RunnerProgress(percent=percent, message=message):
+                    if on_progress is not None:
+                        on_progress(percent, message)
+                case RunnerAnswer() as answer:
+                    return answer
+                case RunnerError() as error:
+                    if error.stack:
+                        log.error("a job failed", job_id=job.job_id, kind=job.kind, code=error.code, stack=error.stack)
+                    if error.code == "out_of_memory":
+                        raise RunnerOutOfMemory(error.message)
+                    return KindFailed(error.code, error.message, retryable=error.retryable)
+                case never:
+                    assert_never(never)

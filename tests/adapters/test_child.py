@@ -1,0 +1,83 @@
+"""Frames, and what a confined child may not do. Its life and death are in `workers/test_runner.py`."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sightline.adapters.child import FRAME_BYTES_MAX, BrokenFrame, Child, ChildDied, Frames, framed
+
+
+@given(st.lists(st.binary(max_size=300), max_size=20), st.integers(1, 50))
+def test_frames_arrive_whole_however_the_bytes_are_cut(payloads: list[bytes], step: int) -> None:
+    stream = b"".join(map(framed, payloads))
+    frames = Frames()
+    found = [frame for at in range(0, len(stream), step) for frame in frames.feed(stream[at : at + step])]
+    assert found == payloads
+
+
+def test_a_length_that_nobody_would_write_is_refused_before_it_is_waited_for() -> None:
+    with pytest.raises(BrokenFrame):
+        Frames().feed(b"\xff\xff\xff\xff")
+    with pytest.raises(BrokenFrame):
+        framed(bytes(FRAME_BYTES_MAX + 1))
+
+
+async def test_a_program_that_is_no_child_is_not_waited_for() -> None:
+    child = Child("this", memory_bytes_max=0)  # prints a poem instead of frames
+    with pytest.raises(ChildDied):
+        await child.start()
+    assert child.pid is None
+
+
+async def test_killing_what_never_started_or_is_gone_says_nothing() -> None:
+    child = Child("sightline.adapters.image_decoder", memory_bytes_max=0)
+    await child.kill()
+    child.interrupt()
+    await child.start()
+    await child.kill()
+    await child.kill()
+    assert child.pid is None
+
+
+async def test_a_cancelled_start_leaves_no_process() -> None:
+    child = Child("sightline.adapters.image_decoder", memory_bytes_max=0)
+    task = asyncio.create_task(child.start())
+    async with asyncio.timeout(10):
+        while child.pid is None:  # noqa: ASYNC110  nobody tells when the process is there, but not yet ready
+            await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert child.pid is None
+
+
+CONFINED = """
+import errno, os, socket, threading
+from sightline.adapters.confinement import refuse_sockets_and_programs
+
+def refused(call):
+    try:
+        call()
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return False
+
+calls = [socket.socket, lambda: socket.socket(socket.AF_UNIX), lambda: os.execv("/bin/true", ["true"])]
+assert not refused(calls[0])  # the control
+assert refuse_sockets_and_programs()
+assert all(map(refused, calls))
+found = []
+thread = threading.Thread(target=lambda: found.extend(map(refused, calls)))
+thread.start()
+thread.join()
+assert found == [True, True, True]
+open("/dev/null").close()
+"""
+
+
+def test_sockets_and_programs_are_refused_in_every_thread_and_files_are_not() -> None:
+    subprocess.run([sys.executable, "-P", "-c", CONFINED], check=True)

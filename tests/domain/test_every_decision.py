@@ -1,0 +1,250 @@
+"""Every decision of every noun, in any order, with any arguments: deciding again on where it led says nothing new."""
+
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import ModuleType
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sightline.domain import assets, attempts, jobs, model_slots, models, sessions
+from sightline.domain.events import AGGREGATES, EVENTS, tag_of
+from sightline.domain.kernel import Aggregate, Rejection
+from tests.domain import job_histories
+from tests.domain.job_histories import LAYER
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+STEPS_MIN, STEPS_MAX = 8, 20
+LAST_WORDS = {"delete", "archive", "close", "cancel"}
+IDS = st.sampled_from([UUID(int=n) for n in range(1, 4)])
+DIGESTS = st.sampled_from(["a" * 64, "b" * 64])
+SCANS = st.builds(assets.Scan, engine=st.just("decode"), code=st.sampled_from([None, "broken"]))
+
+
+def mostly(usual: Any, *others: Any) -> st.SearchStrategy[Any]:
+    """The usual value three times in four, so that walks get somewhere."""
+    return st.sampled_from([usual] * 3 * len(others) + list(others))
+
+
+# Small worlds, so that walks meet: each argument that some decision takes, by its name. What is not here is a bug.
+ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
+    "active": st.booleans(),
+    "asset_id": IDS,
+    "attempt": mostly(0, 1, -1),  # counted from the current one
+    "attempts_max": mostly(2, 1, 0),
+    "batch_id": st.none(),
+    "by": st.sampled_from(["ada", "bob"]),
+    "callback_url": mostly(None, "https://example.com", "nowhere"),
+    "code": st.just("crashed"),
+    "content_type": mostly("image/png", "image/jpeg", "text/html"),
+    "duration_s": mostly(2700, 60, 0),
+    "error": st.just("no route"),
+    "filename": mostly("sea.png", "", "a\0"),
+    "found_content_type": mostly("image/png", "image/jpeg"),
+    "framework": mostly("onnx", "abacus"),
+    "hf_repo": mostly(None, "local/demo", "https://x"),
+    "hf_revision": st.none(),
+    "inputs": st.lists(IDS, max_size=2).map(tuple),
+    "kind": st.just("noop"),
+    "lease_until": st.just(NOON),
+    "manifest": st.sampled_from([None, {"layers": []}]),
+    "message": st.sampled_from(["", "bands"]),
+    "model_id": IDS,
+    "model_sha256": st.none(),
+    "model_version_id": st.none(),
+    "name": mostly("depth", ""),
+    "now": st.integers(0, 3000).map(lambda s: NOON + timedelta(seconds=s)),
+    "object_key": st.just("k"),
+    "origin": st.just("builtin"),
+    "outputs": mostly((LAYER,), (), (LAYER, LAYER)),
+    "owner": st.just("ada"),
+    "params": st.just({}),
+    "path": st.just("p"),
+    "percent": mostly(50, 0, 49, 51, 100, 101),
+    "previous_synced": st.booleans(),
+    "priority": mostly(5, 0, 10),
+    "project_id": st.none(),
+    "purpose": mostly("image", "ransom"),
+    "receipt": st.none(),
+    "retry_delay_s": mostly(0, 4, 301),
+    "retryable": st.booleans(),
+    "scan": SCANS,
+    "session_id": st.sampled_from([None, UUID(int=9)]),
+    "sha256": DIGESTS,
+    "size_bytes": mostly(1, 2, 0),
+    "size_bytes_max": mostly(None, 1),
+    "synced": st.booleans(),
+    "task": mostly("depth", "embed", ""),
+    "timeout_s": mostly(600, 1, 0),
+    "timings": st.none(),
+    "uri": mostly("builtin:depth", None, "file:///"),
+    "user_id": st.none(),
+    "worker": mostly("w1", "w2"),
+}
+
+Decision = Callable[..., list[Any]]
+Law = Callable[[Any, Any], None]
+
+
+def decisions_of(*modules: ModuleType) -> list[Decision]:
+    """The public functions of a noun that answer with events."""
+    functions = [one for module in modules for _, one in inspect.getmembers(module, inspect.isfunction)]
+    answers = [one for one in functions if str(inspect.signature(one).return_annotation).startswith("list[")]
+    return [one for one in answers if not one.__name__.startswith("_")]
+
+
+NOUNS: dict[str, list[Decision]] = {
+    "asset": decisions_of(assets),
+    "session": decisions_of(sessions),
+    "model": decisions_of(models),
+    "model_slot": decisions_of(model_slots),
+    "job": decisions_of(jobs, attempts),
+}
+
+
+# Where walks begin: at nothing, and for jobs, whose ways are long, further on too.
+BEGINNINGS: dict[str, list[tuple[Any, ...]]] = {
+    "job": [
+        (),
+        job_histories.PROCESSING,
+        (*job_histories.PROCESSING, job_histories.CANCEL_REQUESTED),
+        job_histories.SECOND,
+        job_histories.DEAD[:-1],
+        job_histories.DEAD,
+        (*job_histories.DEAD, job_histories.REQUEUED),
+    ]
+}
+
+
+def arguments(decide: Decision) -> st.SearchStrategy[dict[str, Any]]:
+    """Keyword arguments; those with a default are left out at times."""
+    said, may_say = {}, {}
+    for name, parameter in list(inspect.signature(decide).parameters.items())[1:]:
+        (said if parameter.default is parameter.empty else may_say)[name] = ARGUMENTS[name]
+    return st.fixed_dictionaries(said, optional=may_say)
+
+
+def steps(decisions: list[Decision]) -> st.SearchStrategy[list[tuple[Decision, dict[str, Any]]]]:
+    # After a last word nothing more is said: those come seldom.
+    weighed = [decide for decide in decisions for _ in range(1 if decide.__name__ in LAST_WORDS else 8)]
+    said = {decide: st.tuples(st.just(decide), arguments(decide)) for decide in decisions}
+    return st.lists(st.sampled_from(weighed).flatmap(said.__getitem__), min_size=STEPS_MIN, max_size=STEPS_MAX)
+
+
+def take(aggregate: Aggregate[Any], state: Any, decide: Decision, said: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """One step: it is refused, or says something that can be stored and that it does not say again."""
+    try:
+        events = decide(state, **said)
+    except Rejection as refusal:
+        assert refusal.code != "rejected", "a rejection has a code of its own"
+        return state, []
+    assert decide(state, **said) == events
+    for event in events:
+        assert event.at == said["now"]
+        assert msgspec.json.decode(msgspec.json.encode(event), type=EVENTS[tag_of(event)]) == event
+        assert tag_of(event).startswith(f"{aggregate.kind}.")
+    after = aggregate.fold(state, events)
+    assert decide(after, **said) == [], f"{decide.__name__} says it twice"
+    return after, events
+
+
+def job_law(before: jobs.Job, after: jobs.Job) -> None:
+    """What holds between any two states of a job, whatever was decided."""
+    assert after.attempt >= before.attempt
+    assert after.attempt <= after.attempts_max
+    assert after.refused >= before.refused
+    if jobs.is_terminal(before) and after.status != before.status:
+        assert after.status == "deleted" or (before.dead_letter and after.status == "pending")
+    if before.attempt == after.attempt and before.status == after.status:
+        assert after.percent >= before.percent
+    if before.result is not None:
+        assert after.result == before.result
+    if after.result is not None and before.result is None:
+        assert before.status == "processing"
+        assert before.cancel_requested_by is None
+        assert (after.result.attempt, after.result.worker) == (before.attempt, before.worker)
+
+
+def asset_law(before: assets.Asset, after: assets.Asset) -> None:
+    ranks: list[str | None] = [None, "requested", "uploaded", "clean", "quarantined", "deleted"]
+    assert ranks.index(after.status) >= ranks.index(before.status)
+    assert {before.status, after.status} != {"clean", "quarantined"}
+    assert before.sha256 in {None, after.sha256}
+
+
+def session_law(before: sessions.Session, after: sessions.Session) -> None:
+    if before.status is not None:
+        assert after.expires_at == before.expires_at
+    if before.status in {"expired", "closed"}:
+        assert after.asset_ids == before.asset_ids
+
+
+def model_law(before: models.ModelVersion, after: models.ModelVersion) -> None:
+    assert before.sha256 in {None, after.sha256}
+    assert before.status != "archived" or after == before
+
+
+def slot_law(before: model_slots.ModelSlot, after: model_slots.ModelSlot) -> None:
+    assert after.active is not None or before.active is None
+    assert model_slots.previous(after) != after.active or after.active is None
+
+
+LAWS: dict[str, Law] = {
+    "asset": asset_law,
+    "session": session_law,
+    "model": model_law,
+    "model_slot": slot_law,
+    "job": job_law,
+}
+
+
+@pytest.mark.parametrize("kind", NOUNS)
+def test_deciding_again_says_nothing_new(kind: str) -> None:
+    aggregate, decisions, law = AGGREGATES[kind], NOUNS[kind], LAWS[kind]
+    beginnings = BEGINNINGS.get(kind, [()])
+    spoken: Counter[str] = Counter()
+    tags: Counter[str] = Counter()
+
+    @settings(max_examples=200 * len(beginnings), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(st.sampled_from(beginnings), steps(decisions))
+    def walk(beginning: tuple[Any, ...], taken: list[tuple[Decision, dict[str, Any]]]) -> None:
+        state = aggregate.fold(aggregate.initial, beginning)
+        for decide, drawn in taken:
+            said = drawn | {"attempt": state.attempt + drawn["attempt"]} if "attempt" in drawn else drawn
+            after, events = take(aggregate, state, decide, said)
+            law(state, after)
+            spoken.update([decide.__name__] if events else [])
+            tags.update(map(tag_of, events))
+            state = after
+
+    walk()
+    print(spoken, tags)
+    # A walk that never got anywhere would prove nothing.
+    assert spoken.keys() == {decide.__name__ for decide in decisions}
+    assert tags.keys() == {tag for tag in EVENTS if tag.startswith(f"{kind}.")}
+
+
+def test_every_noun_is_walked() -> None:
+    assert NOUNS.keys() == AGGREGATES.keys() == LAWS.keys()
+    assert sum(map(len, NOUNS.values())) == 28
+    assert {decide.__name__ for decide in NOUNS["job"]} >= {"submit", "start", "complete", "cancel", "time_out"}
+
+
+def test_a_decision_that_repeats_itself_is_noticed() -> None:
+    def nag(session: sessions.Session, *, now: datetime) -> list[Any]:
+        return [sessions.SessionExpired(at=now)]
+
+    with pytest.raises(AssertionError, match="says it twice"):
+        take(sessions.AGGREGATE, sessions.AGGREGATE.initial, nag, {"now": NOON})
+
+
+def test_a_job_that_comes_back_to_life_is_noticed() -> None:
+    done = jobs.Job("completed", attempt=1, attempts_max=3)
+    with pytest.raises(AssertionError):
+        job_law(done, jobs.Job("pending", attempt=1, attempts_max=3))
