@@ -1,4 +1,4 @@
-"""given these events, when this is decided, then those events, or this refusal. A decision's whole world on one line."""
+"""given these events, when this is decided, then those events, or this refusal: a rule on one line."""
 
 from collections.abc import Callable
 from functools import partial

@@ -34,12 +34,16 @@ BEGIN
         GROUP BY 1 ORDER BY 1
     LOOP
         SELECT g.key INTO key
-        FROM unnest(g_n, g_key, g_delta, g_limit) AS g (n, key, delta, "limit")
+        FROM (
+            SELECT g.key, sum(g.delta) AS delta, min(g."limit") FILTER (WHERE g.delta > 0) AS "limit"
+            FROM unnest(g_n, g_key, g_delta, g_limit) AS g (n, key, delta, "limit")
+            WHERE v_command.n > 0 AND g.n = v_command.n
+            GROUP BY g.key
+        ) AS g
         LEFT JOIN LATERAL (
             SELECT w.value FROM guards AS w WHERE w.key = g.key ORDER BY w.move DESC LIMIT 1
         ) AS last ON true
-        WHERE v_command.n > 0 AND g.n = v_command.n AND g.delta > 0
-          AND coalesce(last.value, 0) + g.delta > g."limit"
+        WHERE g.delta > 0 AND coalesce(last.value, 0) + g.delta > g."limit"
         ORDER BY g.key LIMIT 1;
         IF FOUND THEN
             n := v_command.n;

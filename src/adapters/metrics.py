@@ -26,3 +26,10 @@ JOB_SECONDS = Histogram(
     ["kind"],
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600),
 )
+HTTP_SECONDS = Histogram(
+    "sightline_http_request_seconds",
+    "Seconds from a request's first byte to its answer's last, by the route's template.",
+    ("route", "method", "status"),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
+)
+HTTP_IN_FLIGHT = Gauge("sightline_http_requests_in_flight", "Requests that are being answered.")

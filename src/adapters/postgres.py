@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL
 
 SOURCE = Path(__file__).resolve().parents[1]
 CONNECT_TIMEOUT_S = 5
+PREPARE_AFTER_USES = 5
 
 
 class JsonBytes(Loader):
@@ -56,14 +57,23 @@ async def _configure(connection: psycopg.AsyncConnection) -> None:
 
 
 @asynccontextmanager
-async def pool(dsn: str, *, connections_max: int = 8) -> AsyncIterator[AsyncConnectionPool]:
-    """Autocommit connections for queries, each checked before it is lent, so that a restarted server costs no error."""
+async def pool(dsn: str, *, connections_max: int = 8, prepare: bool = True) -> AsyncIterator[AsyncConnectionPool]:
+    """Autocommit connections for queries, each checked before it is lent, so that a restarted server costs no error.
+
+    Args:
+        prepare: as for connect(); off, it also overrules a query that asks for it.
+    """
     opened = AsyncConnectionPool(
         dsn,
         min_size=1,
         max_size=connections_max,
         timeout=CONNECT_TIMEOUT_S,
-        kwargs={"autocommit": True, "application_name": "sightline", "connect_timeout": CONNECT_TIMEOUT_S},
+        kwargs={
+            "autocommit": True,
+            "application_name": "sightline",
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "prepare_threshold": PREPARE_AFTER_USES if prepare else None,
+        },
         configure=_configure,
         check=AsyncConnectionPool.check_connection,
         open=False,

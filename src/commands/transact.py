@@ -29,6 +29,8 @@ from ..domain.kernel import Aggregate, Caller, Invalid, Rejection
 S = TypeVar("S")
 C = TypeVar("C")
 
+States = OrderedDict[UUID, tuple[Any, int]]
+
 DECISIONS_MAX = 5
 CACHED_STATES_MAX = 20_000
 
@@ -54,7 +56,7 @@ class Loaded(Struct, Generic[S]):
         state: what has been said, this transaction's own events included.
         version: of the stream when it was loaded; 0 before its first event.
         said: this transaction's events.
-        guards: counters that move with them.
+        fresh: the log was asked for it in this transaction, or its absence is taken for granted.
     """
 
     aggregate: Aggregate[S]
@@ -105,6 +107,8 @@ class Transaction:
     def __init__(self, commands: "Commands", caller: Caller, doubted: set[UUID], held: frozenset[UUID]) -> None:
         self.caller = caller
         self.commands = commands
+        self.epoch = commands.store.writer.epoch
+        self.states = commands.states
         self.candidates: list[Candidate] = []
         self._doubted = doubted
         self._held = held
@@ -122,10 +126,10 @@ class Transaction:
         """The state of a stream that the decision rests on; if it moves before the append, it is decided again."""
         return (await self._load(aggregate, stream_id)).state
 
-    def create(self, aggregate: Aggregate[S], stream_id: UUID) -> Loaded[S]:
-        """A stream that is new, unless this command was here before; its absence is expected, not read."""
+    async def create(self, aggregate: Aggregate[S], stream_id: UUID) -> Loaded[S]:
+        """A stream that is new, most likely: its absence is expected by the append, and read only if that was wrong."""
         if stream_id in self._doubted:
-            raise RuntimeError("create() is for ids of this command's own; use load()")
+            return await self.load(aggregate, stream_id)
         loaded = Loaded(aggregate, stream_id, aggregate.initial, 0, [], fresh=True)
         self._loaded[stream_id] = loaded
         return loaded
@@ -206,10 +210,10 @@ class Commands:
     def __init__(self, store: EventStore, hints: JobHints | None = None) -> None:
         self.store = store
         self.hints = hints
-        self._states: OrderedDict[UUID, tuple[Any, int]] = OrderedDict()
+        self.states: States = OrderedDict()
         self._turns: dict[UUID, tuple[asyncio.Lock, int]] = {}
         self._offers: set[asyncio.Task[None]] = set()
-        store.epochs.append(lambda _: self._states.clear())
+        store.epochs.append(lambda _: self._forget())
 
     async def execute(self, handler: Handler[C, S], command: C, caller: Caller) -> Receipt[S]:
         """Run one command to its end.
@@ -226,38 +230,39 @@ class Commands:
                 tx = Transaction(self, caller, doubted, frozenset(turns))
                 try:
                     answer = await handler(tx, command)
-                    outcome = await self.store.append(tx.append(answer))
                 except _Queue as queue:
                     turns.add(queue.stream_id)
                     continue
                 except Rejection:
-                    # Refused on a cached state: look again before saying no. A keyed request may be a repeat,
-                    # refused now only because it was granted before.
-                    if caller.request_digest and (known := await self._replay(tx, caller)):
+                    if tx.rests_on_cache and not tx.streams <= doubted:
+                        doubted |= tx.streams  # Look again before saying no.
+                        continue
+                    # Perhaps refused only because it was granted before, and its answer never came.
+                    if (known := await self._replay(tx, caller)) is not None:
                         return known
-                    if not tx.rests_on_cache or tx.streams <= doubted:
-                        raise
-                    doubted |= tx.streams
-                    continue
-                if isinstance(outcome, Stale):
-                    decisions += 1
-                    metrics.DECISIONS_REPEATED.inc()
-                    if decisions >= DECISIONS_MAX:
-                        raise Contended(f"others wrote first {DECISIONS_MAX} times in a row")
-                    doubted |= tx.streams
-                    turns |= {one.stream_id for one in tx.written()}
-                    continue
-                return await self._settled(tx, answer, outcome)
+                    raise
+                outcome = await self.store.append(tx.append(answer), epoch=tx.epoch)
+                if not isinstance(outcome, Stale):
+                    return await self._settled(tx, answer, outcome)
+                decisions += 1
+                metrics.DECISIONS_REPEATED.inc()
+                if decisions >= DECISIONS_MAX:
+                    raise Contended(f"others wrote first {DECISIONS_MAX} times in a row")
+                doubted |= tx.streams
+                turns |= {one.stream_id for one in tx.written()}
+                if decisions > 1:
+                    # What it merely looks at is hot: let those who write it wait, this once.
+                    turns |= tx.streams
 
     async def _settled(self, tx: Transaction, answer: Loaded[S], outcome: Appended | Repeat | Blocked) -> Receipt[S]:
         if isinstance(outcome, Blocked):
             raise tx.refusal(outcome.key)
         if isinstance(outcome, Repeat):
             for one in tx.written():
-                self._states.pop(one.stream_id, None)
+                tx.states.pop(one.stream_id, None)
             return await self._repeated(answer.aggregate, answer.stream_id, outcome, tx.caller)
         for one in tx.written():
-            self._remember(one.stream_id, one.state, one.version + len(one.said))
+            _remember(tx.states, one.stream_id, one.state, one.version + len(one.said))
         if self.hints is not None and tx.candidates:
             self._offer(self.hints, tx.candidates)
         return Receipt(
@@ -289,16 +294,17 @@ class Commands:
 
     async def state(self, aggregate: Aggregate[S], stream_id: UUID, *, read_tail: bool) -> tuple[S, int, bool]:
         """State and version of a stream, and whether the log was asked just now."""
-        cached = self._states.get(stream_id)
+        states = self.states
+        cached = states.get(stream_id)
         if cached is not None and not read_tail:
-            self._states.move_to_end(stream_id)
+            states.move_to_end(stream_id)
             return *cached, False
         state, version = cached or (aggregate.initial, 0)
         for recorded in await self.store.reader.stream(stream_id, after=version):
             state = aggregate.evolve(state, self.store.mapper.event(recorded))
             version = recorded.originator_version
         if version:
-            self._remember(stream_id, state, version)
+            _remember(states, stream_id, state, version)
         return state, version, True
 
     def in_turn(self, stream_id: UUID) -> bool:
@@ -323,14 +329,9 @@ class Commands:
         else:
             self._turns[stream_id] = (lock, waiting - 1)
 
-    def _remember(self, stream_id: UUID, state: Any, version: int) -> None:
-        known = self._states.get(stream_id)
-        if known is not None and known[1] > version:
-            return  # A later outcome was seen first.
-        self._states[stream_id] = (state, version)
-        self._states.move_to_end(stream_id)
-        if len(self._states) > CACHED_STATES_MAX:
-            self._states.popitem(last=False)
+    def _forget(self) -> None:
+        """Drop every cached state. What is still being read or appended goes into the cache of before, and with it."""
+        self.states = OrderedDict()
 
     def _offer(self, hints: JobHints, candidates: Sequence[Candidate]) -> None:
         async def offer() -> None:
@@ -347,3 +348,13 @@ class Commands:
         """Wait for hints that are still under way."""
         if self._offers:
             await asyncio.wait(self._offers)
+
+
+def _remember(states: States, stream_id: UUID, state: Any, version: int) -> None:
+    known = states.get(stream_id)
+    if known is not None and known[1] > version:
+        return  # A later outcome was seen first.
+    states[stream_id] = (state, version)
+    states.move_to_end(stream_id)
+    if len(states) > CACHED_STATES_MAX:
+        states.popitem(last=False)

@@ -3,6 +3,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from tests.spec import given
 
 from sightline.domain import assets
 from sightline.domain.assets import (
@@ -27,7 +28,6 @@ from sightline.domain.assets import (
     require_clean,
 )
 from sightline.domain.kernel import Invalid, InvalidState, NotFound
-from tests.spec import given
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SHA, OTHER_SHA = "a" * 64, "b" * 64
@@ -52,7 +52,8 @@ def requested(**changed: Any) -> UploadRequested:
 
 
 def uploaded(**changed: Any) -> AssetUploaded:
-    return AssetUploaded(**({"at": NOON, "sha256": SHA, "size_bytes": 1000, "content_type": "image/jpeg"} | changed))
+    found: dict[str, Any] = {"sha256": SHA, "size_bytes": 1000, "content_type": "image/jpeg"}
+    return AssetUploaded(at=NOON, **(found | changed))
 
 
 SCANNED = AssetScanned(at=NOON, engine="decode", width_px=640, height_px=480)
@@ -124,7 +125,7 @@ def test_bytes_that_are_what_was_announced_are_taken() -> None:
     [({"size_bytes": 999}, "size_mismatch"), ({"content_type": "application/pdf"}, "content_type_mismatch")],
 )
 def test_other_bytes_than_announced_are_quarantined(found: dict[str, Any], code: str) -> None:
-    said = {"sha256": SHA, "size_bytes": 1000, "content_type": "image/jpeg"} | found
+    said: dict[str, Any] = {"sha256": SHA, "size_bytes": 1000, "content_type": "image/jpeg"} | found
     events = complete_upload(AGGREGATE.fold(AGGREGATE.initial, [requested()]), **said, now=NOON)
     assert events[0] == uploaded(**found)
     asset = given(AGGREGATE, requested(), *events).when(complete_upload, **said, now=NOON).then()
@@ -141,7 +142,9 @@ def test_an_upload_is_completed_once() -> None:
 
 
 def test_a_scan_clears_or_quarantines() -> None:
-    assert given(AGGREGATE, requested(), uploaded()).when(record_scan, scan=CLEAN, now=NOON).then(SCANNED).width_px == 640
+    assert (
+        given(AGGREGATE, requested(), uploaded()).when(record_scan, scan=CLEAN, now=NOON).then(SCANNED).width_px == 640
+    )
     given(AGGREGATE, requested(), uploaded()).when(record_scan, scan=BOMB, now=NOON).then(QUARANTINED)
 
 

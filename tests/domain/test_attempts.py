@@ -3,22 +3,6 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-
-from sightline.domain.attempts import (
-    AttemptIsOver,
-    artifact_id,
-    complete,
-    confirm_cancel,
-    fail,
-    lose_lease,
-    refusal,
-    report_progress,
-    retry_delay_s,
-    start,
-    time_out,
-)
-from sightline.domain.jobs import AGGREGATE, Event, JobProgressed, LateResultRejected
-from sightline.domain.kernel import Invalid, InvalidState, NotFound
 from tests.domain.job_histories import (
     ASSET,
     CANCEL_REQUESTED,
@@ -43,10 +27,26 @@ from tests.domain.job_histories import (
 )
 from tests.spec import given
 
-FIRST = {"attempt": 1, "worker": "w1", "now": NOON}
+from sightline.domain.attempts import (
+    AttemptIsOver,
+    artifact_id,
+    complete,
+    confirm_cancel,
+    fail,
+    lose_lease,
+    refusal,
+    report_progress,
+    retry_delay_s,
+    start,
+    time_out,
+)
+from sightline.domain.jobs import AGGREGATE, Event, JobProgressed, LateResultRejected
+from sightline.domain.kernel import Invalid, InvalidState, NotFound
+
+FIRST: dict[str, Any] = {"attempt": 1, "worker": "w1", "now": NOON}
 CLAIM = {"lease_until": LEASE_END, "now": NOON}
 RESULT = {"outputs": (LAYER,)}
-CRASH = {"code": "crashed", "message": "exit 139", "retryable": True}
+CRASH: dict[str, Any] = {"code": "crashed", "message": "exit 139", "retryable": True}
 BROKEN = {"code": "unreadable", "message": "not a picture", "retryable": False, "retry_delay_s": 0}
 CANCELLING = (*PROCESSING, CANCEL_REQUESTED)
 
@@ -259,8 +259,10 @@ def test_a_lost_lease_lets_another_attempt_begin() -> None:
     given(AGGREGATE, *PROCESSING).when(lose_lease, retry_delay_s=1, **FIRST).then(said)
     given(AGGREGATE, *SECOND).when(lose_lease, retry_delay_s=1, **FIRST).then()
     third = FIRST | {"attempt": 3}
-    job = given(AGGREGATE, *DEAD[:-1]).when(lose_lease, retry_delay_s=1, **third).then(
-        replace(dead(), code="lease_expired", message="worker w1 was not heard of in time")
+    job = (
+        given(AGGREGATE, *DEAD[:-1])
+        .when(lose_lease, retry_delay_s=1, **third)
+        .then(replace(dead(), code="lease_expired", message="worker w1 was not heard of in time"))
     )
     assert job.dead_letter
 

@@ -2,21 +2,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-
-from sightline.domain.jobs import (
-    AGGREGATE,
-    Event,
-    JobProgressed,
-    cancel,
-    delete,
-    expire,
-    is_due,
-    is_pending,
-    is_terminal,
-    requeue,
-    submit,
-)
-from sightline.domain.kernel import Invalid, InvalidState, NotFound
 from tests.domain.job_histories import (
     CANCEL_REQUESTED,
     CANCELLED,
@@ -38,6 +23,21 @@ from tests.domain.job_histories import (
     wish,
 )
 from tests.spec import given
+
+from sightline.domain.jobs import (
+    AGGREGATE,
+    Event,
+    JobProgressed,
+    cancel,
+    delete,
+    expire,
+    is_due,
+    is_pending,
+    is_terminal,
+    requeue,
+    submit,
+)
+from sightline.domain.kernel import Invalid, InvalidState, NotFound
 
 BY_ADA = {"by": "ada", "now": NOON}
 

@@ -1,6 +1,8 @@
 from datetime import UTC, datetime
 from uuid import UUID
 
+from tests.spec import given
+
 from sightline.domain.kernel import Invalid, InvalidState, NotFound
 from sightline.domain.model_slots import (
     AGGREGATE,
@@ -13,7 +15,6 @@ from sightline.domain.model_slots import (
     roll_back,
     slot_id,
 )
-from tests.spec import given
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 A, B, C = UUID(int=1), UUID(int=2), UUID(int=3)

@@ -2,6 +2,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from tests.spec import given
 
 from sightline.domain.kernel import Invalid, InvalidState, NotFound
 from sightline.domain.models import (
@@ -18,11 +19,10 @@ from sightline.domain.models import (
     register,
     start_sync,
 )
-from tests.spec import given
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SHA, OTHER_SHA = "a" * 64, "b" * 64
-BYTES = {"sha256": SHA, "path": "sha256/aa/model.onnx", "size_bytes": 7265, "origin": "builtin"}
+BYTES: dict[str, Any] = {"sha256": SHA, "path": "sha256/aa/model.onnx", "size_bytes": 7265, "origin": "builtin"}
 
 
 def depth(**changed: Any) -> dict[str, Any]:

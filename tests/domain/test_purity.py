@@ -24,7 +24,9 @@ def impurities(source: str) -> list[str]:
             found += [name.name for name in node.names if name.name.partition(".")[0] not in PURE]
         elif isinstance(node, ast.ImportFrom):
             module = (node.module or "").partition(".")[0]
-            found += [f"{'.' * node.level}{module}"] if node.level > 1 or (not node.level and module not in PURE) else []
+            found += (
+                [f"{'.' * node.level}{module}"] if node.level > 1 or (not node.level and module not in PURE) else []
+            )
             found += [name.name for name in node.names if name.name in IMPURE_NAMES]
         elif isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")

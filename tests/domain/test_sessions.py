@@ -3,6 +3,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from tests.spec import given
 
 from sightline.domain.kernel import Invalid, InvalidState, NotFound
 from sightline.domain.sessions import (
@@ -21,7 +22,6 @@ from sightline.domain.sessions import (
     require_active,
     status_at,
 )
-from tests.spec import given
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 END = NOON + timedelta(minutes=45)
@@ -50,7 +50,9 @@ def test_writing_does_not_make_it_longer() -> None:
     assert (session.expires_at, session.last_activity_at) == (END, LAST)
 
 
-@pytest.mark.parametrize("changed", [{"duration_s": 0}, {"duration_s": 86_401}, {"user_id": ""}, {"user_id": "u" * 201}])
+@pytest.mark.parametrize(
+    "changed", [{"duration_s": 0}, {"duration_s": 86_401}, {"user_id": ""}, {"user_id": "u" * 201}]
+)
 def test_a_session_is_refused(changed: dict[str, Any]) -> None:
     given(AGGREGATE).when(create, owner="ada", now=NOON, **changed).refused(Invalid)
 

@@ -34,7 +34,8 @@ class StopRequested(BaseException):
 
 
 class Supervisor:
-    """
+    """The main thread of a process that has no other children: those it would bury with the orphans.
+
     Args:
         parts: made with `attach=False`: what another process owns would end with it.
         plan: the processes to run, given the settings with the parts' addresses. Called once the parts are up, so
@@ -68,6 +69,8 @@ class Supervisor:
         with _wakeup(self._on_signal) as wakeup:
             try:
                 settings = self._parts.start()
+                for part in self._parts.owned:
+                    log.info("process_started", process=part.name, pid=part.pid, starts=1)
                 self._processes = [ProcessCharge(spec, self._parts.environ) for spec in self._plan(settings)]
                 self._starting = False
                 self._keep(wakeup)

@@ -21,6 +21,11 @@ from ...domain.kernel import Caller
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
+def holds_nul(text: bytes) -> bool:
+    """Whether a string in this JSON text holds NUL."""
+    return b"\\u0000" in text and _NUL.search(text) is not None
+
+
 class NotStorable(ValueError):
     """The text holds what PostgreSQL cannot: NUL, or half of a surrogate pair."""
 
@@ -89,7 +94,7 @@ class JsonTranscoder(Transcoder):
             text = self._encode(obj)
         except UnicodeEncodeError as error:
             raise NotStorable("a string holds half of a surrogate pair") from error
-        if b"\\u0000" in text and _NUL.search(text):
+        if holds_nul(text):
             raise NotStorable("a string holds a NUL character")
         return text
 

@@ -31,10 +31,10 @@ log = structlog.get_logger(__name__)
 _COLUMNS: LiteralString = "stream_id, version, topic, data, position, metadata, recorded_at"
 
 STREAM: LiteralString = (
-    "SELECT " + _COLUMNS + " FROM events WHERE stream_id = %s AND version > %s"
+    "SELECT " + _COLUMNS + " FROM events WHERE stream_id = %s AND version > %s"  # noqa: S608  # literals only
     " AND (%s::bigint IS NULL OR position <= %s) ORDER BY version LIMIT %s"
 )
-PAGE: LiteralString = "SELECT " + _COLUMNS + " FROM events WHERE position > %s ORDER BY position LIMIT %s"
+PAGE: LiteralString = "SELECT " + _COLUMNS + " FROM events WHERE position > %s ORDER BY position LIMIT %s"  # noqa: S608  # literals only
 
 
 class LogHole(Exception):

@@ -43,6 +43,8 @@ class Notifier:
         while True:
             try:
                 async with await postgres.connect(self._dsn, prepare=False) as connection:
+                    # A notification is a transaction; it need not wait for a flush of its own beside the appends.
+                    await connection.execute("SET synchronous_commit = off")
                     while True:
                         await self._grown.wait()
                         self._grown.clear()
@@ -67,8 +69,9 @@ class EventStore(Struct, frozen=True):
     pool: AsyncConnectionPool
     epochs: list[Callable[[UUID], None]]
 
-    async def append(self, append: Append) -> Outcome:
-        return await self.writer.append(append)
+    async def append(self, append: Append, *, epoch: UUID | None = None) -> Outcome:
+        """As Writer.append."""
+        return await self.writer.append(append, epoch=epoch)
 
 
 @asynccontextmanager
@@ -99,14 +102,15 @@ async def open_event_store(
         for told in epochs:
             told(epoch)
 
+    prepare = not direct_dsn or direct_dsn == dsn
     writer = Writer(
         dsn,
         on_append=notifier.grew,
         on_epoch=tell_epoch,
         on_death=on_death,
-        prepare=not direct_dsn or direct_dsn == dsn,
+        prepare=prepare,
     )
-    async with postgres.pool(dsn, connections_max=connections_max) as pool:
+    async with postgres.pool(dsn, connections_max=connections_max, prepare=prepare) as pool:
         await writer.start()
         notifying = asyncio.create_task(notifier.run(), name="event-store-notifier")
         try:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
 import psycopg
 import structlog
 from msgspec import Struct
@@ -23,6 +24,7 @@ from .wire import Append, Rendered
 
 BATCH_EVENTS_MAX = 512
 BATCH_BYTES_MAX = 4 * 1024 * 1024
+HALVED_FROM_COMMANDS = 16
 QUEUE_COMMANDS_MAX = 10_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 QUEUE_AGE_MAX_S = 5.0
@@ -30,6 +32,7 @@ RESEND_MAX_S = 60.0
 RESEND_PAUSE_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 STATEMENT_TIMEOUT_MS = 30_000
 EPOCH_MOVED = "SL001"
+READ_ONLY = "25006"  # a standby that was promoted too late, or not yet
 DEAD_WRITER_EXIT = 70  # EX_SOFTWARE
 
 log = structlog.get_logger(__name__)
@@ -153,8 +156,17 @@ class Writer:
         if self._connection is not None:
             await self._connection.close()
 
-    async def append(self, append: Append) -> Outcome:
+    @property
+    def epoch(self) -> UUID | None:
+        """Of the log that this writer is connected to; take it before the first read that a decision rests on."""
+        return self._epoch
+
+    async def append(self, append: Append, *, epoch: UUID | None = None) -> Outcome:
         """Queue one command and wait until its fate is durable.
+
+        Args:
+            append: the command, decided.
+            epoch: of the log that it was decided on, today's if not given; Stale if the log has another by now.
 
         Raises:
             NotStorable: its text or numbers cannot be stored; it was not queued.
@@ -165,7 +177,7 @@ class Writer:
         rendered = wire.render(append)
         self._admit(rendered)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Queued(rendered, future, time.monotonic(), self._epoch))
+        self._queue.append(_Queued(rendered, future, time.monotonic(), epoch or self._epoch))
         self._queue_bytes += rendered.size_bytes
         self._wake.set()
         return await future
@@ -205,7 +217,10 @@ class Writer:
         events = size_bytes = 0
         written: set[UUID] = set()
         commands: set[UUID] = set()
-        while self._queue:
+        # With half of them under way and half already rendered, the server works while this process resumes those
+        # who wait; all at once they would take turns. Of few, a second call costs more than it gains.
+        share = len(self._queue) if len(self._queue) < HALVED_FROM_COMMANDS else (len(self._queue) + 1) // 2
+        while self._queue and len(batch) < share:
             one = self._queue[0]
             rendered = one.rendered
             if batch and (
@@ -338,16 +353,18 @@ def _other(outcome: str, position: int, result: bytes | None, at: datetime) -> O
         case "repeat":
             return Repeat(position, at, result)
         case "guard":
-            return Blocked((result or b"").decode().strip('"'))
+            return Blocked(msgspec.json.decode(result or b'""', type=str))
         case _:
             return Stale()
 
 
 def _is_passing(error: psycopg.Error) -> bool:
-    """Whether the same batch may fare better on a new connection: a lost link, a stopping server, a lock, a full disk."""
+    """Whether the same batch may fare better on a new connection: a lost link, a stopping server or one that does not
+    write, a lock, a full disk.
+    """
     if error.sqlstate is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return error.sqlstate == EPOCH_MOVED or error.sqlstate[:2] in {"08", "40", "53", "55", "57", "58"}
+    return error.sqlstate in {EPOCH_MOVED, READ_ONLY} or error.sqlstate[:2] in {"08", "40", "53", "55", "57", "58"}
 
 
 def _primary(error: psycopg.Error) -> str:
