@@ -1,0 +1,21 @@
+"""`make bench`: every benchmark, or those that are named."""
+
+import click
+
+from . import p1_append
+
+BENCHMARKS = {"p1": p1_append.run}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(sorted(BENCHMARKS)))
+@click.option("--rounds", default=5, show_default=True, help="How often each figure is taken, in turn.")
+@click.option("--seconds", default=2.0, show_default=True, help="How long each taking lasts.")
+def main(names: tuple[str, ...], rounds: int, seconds: float) -> None:
+    """Run the benchmarks and leave tables and plots in benchmarks/results."""
+    for name in names or sorted(BENCHMARKS):
+        BENCHMARKS[name](rounds=rounds, seconds=seconds)
+
+
+if __name__ == "__main__":
+    main()
