@@ -11,9 +11,7 @@ from .postgres import PostgresServer
 from .valkey import ValkeyServer
 
 TAKE_OVER_S = 10.0  # how long a leaving owner, or a starting one, is waited for
-STOP_TIMEOUT_S = (
-    3.0  # per part; beyond it PostgreSQL is ended without its last checkpoint, and replays at the next start
-)
+STOP_TIMEOUT_S = 3.0  # beyond it PostgreSQL is ended without its last checkpoint, and replays at the next start
 RETRY_S = 0.05
 
 
