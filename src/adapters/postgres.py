@@ -54,6 +54,9 @@ async def connect(dsn: str, *, prepare: bool = True) -> psycopg.AsyncConnection:
 
 async def _configure(connection: psycopg.AsyncConnection) -> None:
     adapt(connection)
+    if connection.prepare_threshold is not None:
+        # A prepared plan outlives the table that it was made for: scanning was right while that fitted on a page.
+        await connection.execute("SET enable_seqscan = off")
 
 
 @asynccontextmanager

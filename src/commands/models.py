@@ -117,7 +117,7 @@ async def sync_model(commands: Commands, cache: ModelCache, model_id: UUID, call
         synced = await asyncio.to_thread(cache.sync, hf_repo=model.hf_repo, uri=model.uri)
     except (ModelUnavailable, OSError) as error:
         failed = FailSync(model_id=model_id, error=str(error))
-        await commands.execute(fail_sync, failed, _then(caller, "fail-sync", started.position))
+        await commands.execute(fail_sync, failed, then(caller, "fail-sync", started.position))
         raise SyncFailed(str(error)) from error
     completed = CompleteSync(
         model_id=model_id,
@@ -126,7 +126,7 @@ async def sync_model(commands: Commands, cache: ModelCache, model_id: UUID, call
         size_bytes=synced.size_bytes,
         origin=synced.origin,
     )
-    return await commands.execute(complete_sync, completed, _then(caller, "complete-sync", started.position))
+    return await commands.execute(complete_sync, completed, then(caller, "complete-sync", started.position))
 
 
 async def install_builtin_models(commands: Commands, cache: ModelCache, caller: Caller) -> None:
@@ -147,13 +147,13 @@ async def install_builtin_models(commands: Commands, cache: ModelCache, caller: 
         registered = await commands.execute(register_model, register, own)
         if registered.state.status == "archived":
             continue
-        await sync_model(commands, cache, model_id, _then(own, "sync"))
+        await sync_model(commands, cache, model_id, then(own, "sync"))
         slot, _, _ = await commands.state(model_slots.AGGREGATE, model_slots.slot_id(manifest.task), read_tail=True)
         if slot.active is None:
-            await commands.execute(activate_model, ActivateModel(model_id=model_id), _then(own, "activate"))
+            await commands.execute(activate_model, ActivateModel(model_id=model_id), then(own, "activate"))
 
 
-def _then(caller: Caller, step: str, position: int | None = None) -> Caller:
+def then(caller: Caller, step: str, position: int | None = None) -> Caller:
     """The same caller's next command, with an id of its own that a retry gives again."""
     cause = caller.causation_id if position is None else f"event:{position}"
     return replace(caller, command_id=derived_id(caller.command_id, step), causation_id=cause, request_digest="")

@@ -49,6 +49,12 @@ class KeyReused(Invalid):
     code = "idempotency_key_reused"
 
 
+class StaleVersion(Rejection):
+    """The caller wants to change what it saw, and the stream has moved since."""
+
+    code = "precondition_failed"
+
+
 class Loaded(Struct, Generic[S]):
     """One stream within a transaction.
 
@@ -104,8 +110,16 @@ class _Queue(Exception):
 class Transaction:
     """One run of one handler."""
 
-    def __init__(self, commands: "Commands", caller: Caller, doubted: set[UUID], held: frozenset[UUID]) -> None:
+    def __init__(
+        self,
+        commands: "Commands",
+        caller: Caller,
+        doubted: set[UUID],
+        held: frozenset[UUID],
+        versions: frozenset[int] | None = None,
+    ) -> None:
         self.caller = caller
+        self._versions = versions
         self.commands = commands
         self.epoch = commands.store.writer.epoch
         self.states = commands.states
@@ -120,7 +134,11 @@ class Transaction:
         """A stream that may be written; also for one that is only looked at, use look()."""
         if self.commands.in_turn(stream_id) and stream_id not in self._held:
             raise _Queue(stream_id)
-        return await self._load(aggregate, stream_id)
+        loaded = await self._load(aggregate, stream_id)
+        wanted, self._versions = self._versions, None
+        if wanted is not None and loaded.version not in wanted:
+            raise StaleVersion(f"the version is {loaded.version} now")
+        return loaded
 
     async def look(self, aggregate: Aggregate[S], stream_id: UUID) -> S:
         """The state of a stream that the decision rests on; if it moves before the append, it is decided again."""
@@ -215,10 +233,13 @@ class Commands:
         self._offers: set[asyncio.Task[None]] = set()
         store.epochs.append(lambda _: self._forget())
 
-    async def execute(self, handler: Handler[C, S], command: C, caller: Caller) -> Receipt[S]:
-        """Run one command to its end.
+    async def execute(
+        self, handler: Handler[C, S], command: C, caller: Caller, *, versions: frozenset[int] | None = None
+    ) -> Receipt[S]:
+        """Run one command to its end. The stream that its handler loads first must be at one of `versions`, if given.
 
         Raises:
+            StaleVersion: it is not.
             Rejection: the decision's no; nothing was appended.
             Contended: others kept coming first.
         """
@@ -227,7 +248,7 @@ class Commands:
         decisions = 0
         while True:
             async with self._in_turn(turns):
-                tx = Transaction(self, caller, doubted, frozenset(turns))
+                tx = Transaction(self, caller, doubted, frozenset(turns), versions)
                 try:
                     answer = await handler(tx, command)
                 except _Queue as queue:

@@ -1,5 +1,6 @@
 """Jobs as readers see them, and what the clock worker asks of them."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -163,9 +164,12 @@ COUNT = sql.SQL(
     "SELECT json_build_object('kind', kind, 'status', status, 'jobs', count(*)) FROM jobs"
     " WHERE status <> 'deleted' GROUP BY kind, status"
 )
+# Each kind by itself, so that a long queue of one hides no other.
 WAITING = sql.SQL(
-    "SELECT to_json(j) FROM jobs AS j WHERE status = 'pending' AND (not_before IS NULL OR not_before <= %(now)s)"
-    " ORDER BY kind, created_at LIMIT %(limit)s"
+    "SELECT to_json(j) FROM unnest(%(kinds)s::text[]) AS k (kind), LATERAL ("
+    "  SELECT * FROM jobs WHERE kind = k.kind AND status = 'pending'"
+    "  AND (not_before IS NULL OR not_before <= %(now)s) ORDER BY created_at LIMIT %(limit)s"
+    ") AS j"
 )
 RUNNING = sql.SQL("SELECT to_json(j) FROM jobs AS j WHERE status = 'processing' ORDER BY started_at LIMIT %(limit)s")
 PENDING_OF_SESSIONS = sql.SQL(
@@ -199,9 +203,9 @@ async def counts(reads: ReadModels) -> list[Count]:
     return (await reads.fetch(Count, COUNT, {})).rows
 
 
-async def waiting(reads: ReadModels, *, now: datetime, limit: int) -> list[JobRow]:
-    """Jobs that are due, for the hints to be filled again."""
-    return (await reads.fetch(JobRow, WAITING, {"now": now, "limit": limit})).rows
+async def waiting(reads: ReadModels, *, kinds: Sequence[str], now: datetime, limit: int) -> list[JobRow]:
+    """Jobs that are due, oldest first, at most `limit` of each kind; for the hints to be filled again."""
+    return (await reads.fetch(JobRow, WAITING, {"kinds": list(kinds), "now": now, "limit": limit})).rows
 
 
 async def running(reads: ReadModels, *, limit: int) -> list[JobRow]:

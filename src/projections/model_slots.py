@@ -8,13 +8,13 @@ from msgspec import Struct
 from psycopg import sql
 
 from ..adapters.event_store.codec import Recorded
-from ..domain.model_slots import ModelActivated, ModelRolledBack
+from ..domain.model_slots import HISTORY_MAX, ModelActivated, ModelRolledBack
 from .projection import ReadModel, ReadModels
 
 
 class ModelSlotRow(Struct, frozen=True):
     """Attributes:
-    previous: versions that were active before, oldest first, without those rolled back.
+    previous: versions that were active before, oldest first, without those rolled back; at most HISTORY_MAX.
     """
 
     slot_id: UUID
@@ -30,7 +30,7 @@ def apply(row: ModelSlotRow | None, event: Any, at: Recorded) -> ModelSlotRow:
     previous = row.previous if row is not None else []
     match event:
         case ModelActivated(previous=replaced):
-            previous = previous if replaced is None else [*previous, replaced]
+            previous = previous if replaced is None else [*previous, replaced][-HISTORY_MAX:]
         case ModelRolledBack():
             previous = previous[:-1]
     return ModelSlotRow(

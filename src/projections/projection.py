@@ -206,7 +206,7 @@ class ReadModels:
     def __init__(self, pool: AsyncConnectionPool, tail: Tail) -> None:
         self._pool = pool
         self._tail = tail
-        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._waiters: dict[asyncio.Future[None], int] = {}  # and the position that each waits for
         self._position = 0
 
     async def watch(self) -> None:
@@ -216,22 +216,21 @@ class ReadModels:
             if not self._waiters:
                 continue
             try:
-                await self._wake(await self.position())
+                self._wake(await self.position())
             except psycopg.Error as error:
                 log.warning("checkpoint_unread", error=str(error))
 
-    async def _wake(self, position: int) -> None:
-        waiting, self._waiters = self._waiters, []
-        for wanted, future in waiting:
-            if future.done():
-                continue
-            if wanted <= position:
+    def _wake(self, position: int) -> None:
+        for future, wanted in self._waiters.items():
+            if wanted <= position and not future.done():
                 future.set_result(None)
-            else:
-                self._waiters.append((wanted, future))
+
+    def forget(self) -> None:
+        """The log may be another one, restored to an earlier position: what was read of it before counts no more."""
+        self._position = 0
 
     async def position(self) -> int:
-        """The checkpoint now; it never goes back within this process."""
+        """The checkpoint now; it never goes back within one epoch of the log."""
         async with self._pool.connection() as connection:
             self._position = max(self._position, await checkpoint(connection))
         return self._position
@@ -250,12 +249,14 @@ class ReadModels:
         if len(self._waiters) >= WAITERS_MAX:
             raise TooManyWaiters(f"{WAITERS_MAX} requests wait for the read models")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append((position, future))
+        self._waiters[future] = position
         try:
             async with asyncio.timeout(min(timeout_s, WAIT_MAX_S)):
                 await future
         except TimeoutError as error:
             raise NotYetProjected(f"the read models are at {self._position}") from error
+        finally:
+            del self._waiters[future]
 
     async def _log_end(self) -> int:
         async with self._pool.connection() as connection:

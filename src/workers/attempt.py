@@ -7,6 +7,7 @@ is stopped, what was stored is removed, and the refusal is in the log.
 import asyncio
 import random
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
@@ -15,15 +16,16 @@ import msgspec
 import psycopg
 import structlog
 
-from ..adapters import builtin
-from ..adapters.event_store.codec import Recorded
+from ..adapters import builtin, metrics
+from ..adapters.event_store.codec import NotStorable
+from ..adapters.event_store.writer import CommandRefused, StoreBusy
 from ..adapters.models import ModelUnavailable
 from ..adapters.objects.port import ObjectMissing, ObjectStoreError
 from ..commands import attempts as commands
 from ..commands.transact import C, Handler, Receipt
 from ..domain import assets, attempts, jobs
 from ..domain.jobs import Artifact, Job, Provenance
-from ..domain.kernel import Rejection, derived_id
+from ..domain.kernel import Invalid, Rejection, derived_id
 from .kinds import InputFile, JobInput, KindFailed, ModelFile
 from .leases import Lease
 from .lifecycle import Services, caller
@@ -32,6 +34,8 @@ from .runner_messages import Output, RunnerAnswer
 
 PROGRESS_S = 0.25  # at most one JobProgressed per this time
 STOP_GRACE_S = 4.0  # how long a job may go on after its worker was told to stop
+BUSY_TRIES_MAX = 60
+BUSY_PAUSE_S = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -40,38 +44,59 @@ class Attempt:
     """From JobStarted to whatever ends it."""
 
     def __init__(
-        self, services: Services, runner: Runner, worker: str, job_id: UUID, job: Job, started: Recorded
+        self, services: Services, runner: Runner, worker: str, started: Receipt[Job], correlation_id: str
     ) -> None:
-        assert job.submitted is not None
         self._services = services
         self._runner = runner
         self._worker = worker
-        self._job_id = job_id
-        self._number = job.attempt
-        self._submitted = job.submitted
-        self._started = started
+        self._job_id = started.stream_id
+        self._number = started.state.attempt
+        self._submitted = jobs.require_present(started.state)
+        self._started_position = started.position
+        self._correlation_id = correlation_id
+        self._input_sha256: tuple[str, ...] = ()
         self._over: str | None = None  # why the child was stopped, if it was
         self._progress: tuple[int, str] | None = None
 
     async def run(self, stopping: asyncio.Event, lease: Lease) -> None:
-        """Never raises for what the job did; raises psycopg.Error where the log cannot be reached."""
+        """Never raises for what the job did.
+
+        Raises:
+            psycopg.Error, StoreUnavailable: the log could not be reached for so long that how the attempt ended is
+                not told, or may not be.
+        """
         bound = log.bind(job_id=str(self._job_id), kind=self._submitted.kind, attempt=self._number)
         watch = asyncio.create_task(self._watch(stopping, lease))
         try:
-            with tempfile.TemporaryDirectory(prefix="sightline-job-") as directory:
-                ended = await self._answered(Path(directory))
-        except KindFailed as failed:
-            ended = await self._failed(failed)
-        except (ObjectStoreError, ModelUnavailable) as error:
-            retryable = not isinstance(error, ObjectMissing | ModelUnavailable)
-            ended = await self._failed(KindFailed("input_unavailable", str(error), retryable=retryable))
+            with metrics.JOB_SECONDS.labels(kind=self._submitted.kind).time():
+                ended = await self._ended()
         finally:
             watch.cancel()
             await asyncio.wait({watch})
         bound.info("attempt_ended", status=ended.status, over=self._over, error_code=ended.error_code)
 
+    async def _ended(self) -> Job:
+        """Whatever goes wrong with this one job is this job's failure, never its worker's."""
+        try:
+            with tempfile.TemporaryDirectory(prefix="sightline-job-") as directory:
+                return await self._answered(Path(directory))
+        except KindFailed as failed:
+            return await self._failed(failed)
+        except (ObjectMissing, ModelUnavailable) as error:
+            return await self._failed(KindFailed("input_unavailable", str(error)))
+        except (Invalid, NotStorable, CommandRefused) as error:
+            return await self._failed(KindFailed("result_refused", str(error)))
+        except Exception as error:
+            # A full disk, a database or a store that is away, a bug of ours. If the result was taken after all, and
+            # only its acknowledgement was lost, the failure below comes too late and says nothing.
+            log.exception("attempt_failed", job_id=str(self._job_id), attempt=self._number)
+            message = f"the worker failed ({type(error).__name__})"
+            return await self._failed(KindFailed("worker_failed", message, retryable=True))
+
     async def _answered(self, directory: Path) -> Job:
         question = await self._question(directory)
+        if self._over is not None:
+            raise RunnerCancelled
         answer = await self._runner.run(question, self._submitted.timeout_s, self._note_progress)
         outputs = [await self._store(output) for output in answer.outputs]
         completed = commands.CompleteJob(
@@ -81,7 +106,7 @@ class Attempt:
             outputs=tuple(outputs),
             manifest=answer.manifest,
             timings={name.removesuffix("_ms"): value / 1000 for name, value in answer.timings.items()},
-            receipt=await self._provenance(answer),
+            receipt=self._provenance(answer),
         )
         receipt = await self._say("complete", commands.complete_job, completed)
         await self._remove_if_refused(receipt.state)
@@ -94,6 +119,7 @@ class Attempt:
         files: list[InputFile] = []
         for number, asset_id in enumerate(self._submitted.inputs):
             asset = await self._asset(asset_id)
+            self._input_sha256 += (asset.sha256 or "",)
             path = inputs / str(number)
             await self._services.objects.download(asset.object_key, path)
             files.append(InputFile(str(path), asset.content_type))
@@ -134,11 +160,10 @@ class Attempt:
             content_type=output.content_type,
         )
 
-    async def _provenance(self, answer: RunnerAnswer) -> Provenance:
-        inputs = [await self._asset(asset_id) for asset_id in self._submitted.inputs]
+    def _provenance(self, answer: RunnerAnswer) -> Provenance:
         ran = answer.receipt
         return Provenance(
-            input_sha256=tuple(asset.sha256 or "" for asset in inputs),
+            input_sha256=self._input_sha256,
             model_version_id=self._submitted.model_version_id,
             model_sha256=self._submitted.model_sha256,
             provider=ran.execution_provider if ran else None,
@@ -157,7 +182,9 @@ class Attempt:
             if isinstance(failed, RunnerCancelled):
                 retryable, code, message = True, self._over or failed.code, "the worker stopped before it was done"
             delay_s = attempts.retry_delay_s(
-                self._number, base_s=self._services.settings.job_retry_base_s, jitter=random.uniform(0.5, 1.0),  # noqa: S311  # spreads retries, guards nothing
+                self._number,
+                base_s=self._services.settings.job_retry_base_s,
+                jitter=random.uniform(0.5, 1.0),  # noqa: S311  # spreads retries, guards nothing
             )
             fail = commands.FailJob(
                 job_id=self._job_id,
@@ -191,21 +218,24 @@ class Attempt:
     async def _watch(self, stopping: asyncio.Event, lease: Lease) -> None:
         """Tell the log how far it is, and stop the child once nobody wants its result."""
         told: tuple[int, str] | None = None
-        stopped_for_s = 0.0
+        stop_by: float | None = None
         while self._over is None:
             await asyncio.sleep(PROGRESS_S)
-            stopped_for_s += PROGRESS_S if stopping.is_set() else 0.0
+            if stopping.is_set() and stop_by is None:
+                stop_by = time.monotonic() + STOP_GRACE_S
             try:
                 if self._progress is not None and self._progress != told:
                     told = self._progress
                     await self._report(*told)
-                self._over = await self._why_over(lease, stopped_for_s)
+                self._over = await self._why_over(lease, stop_by)
             except (Rejection, psycopg.Error) as error:
                 log.warning("attempt_unwatched", job_id=str(self._job_id), error=repr(error))
-        self._runner.cancel()
+        while True:  # Until the attempt ends: a child that is just being started does not hear it the first time.
+            self._runner.cancel()
+            await asyncio.sleep(PROGRESS_S)
 
-    async def _why_over(self, lease: Lease, stopped_for_s: float) -> str | None:
-        if stopped_for_s >= STOP_GRACE_S:
+    async def _why_over(self, lease: Lease, stop_by: float | None) -> str | None:
+        if stop_by is not None and time.monotonic() >= stop_by:
             return "worker_stopped"
         if lease.lost:
             return "lease_lost"
@@ -220,8 +250,20 @@ class Attempt:
             await self._say(f"progress-{percent}-{message}", commands.report_progress, progress)
 
     async def _say(self, step: str, handler: Handler[C, Job], command: C) -> Receipt[Job]:
-        command_id = derived_id(step, self._job_id, self._number, self._worker)
-        return await self._services.commands.execute(handler, command, caller(self._worker, command_id, self._started))
+        """Execute; while the database is away the same command is offered again, for BUSY_TRIES_MAX seconds or so."""
+        by = caller(
+            self._worker,
+            derived_id(step, self._job_id, self._number, self._worker),
+            correlation_id=self._correlation_id,
+            cause=self._started_position,
+        )
+        for _ in range(BUSY_TRIES_MAX):
+            try:
+                return await self._services.commands.execute(handler, command, by)
+            except (StoreBusy, psycopg.OperationalError) as error:
+                log.warning("attempt_waits_for_the_log", job_id=str(self._job_id), step=step, error=repr(error))
+                await asyncio.sleep(BUSY_PAUSE_S)
+        return await self._services.commands.execute(handler, command, by)
 
     @property
     def _prefix(self) -> str:

@@ -6,7 +6,7 @@ say everything once.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import psycopg
@@ -20,6 +20,7 @@ from ..commands import sessions as session_commands
 from ..commands.transact import C, Handler, S
 from ..domain import attempts
 from ..domain.kernel import Caller, Rejection, derived_id
+from ..domain.kinds import KINDS
 from ..projections import jobs, sessions
 from ..projections.jobs import JobRow
 from .leases import LIVE, PRUNE
@@ -39,7 +40,7 @@ async def run(services: Services, stopping: asyncio.Event) -> None:
     while not stopping.is_set():
         for duty in clock.duties:
             try:
-                await duty()
+                await duty(now())
             except (psycopg.Error, RedisError, Rejection) as error:
                 log.warning("duty_failed", duty=duty.__name__, error=repr(error))
         await pause(stopping, TICK_S)
@@ -50,7 +51,7 @@ class Clock:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self.duties: tuple[Callable[[], Awaitable[None]], ...] = (
+        self.duties: tuple[Callable[[datetime], Awaitable[None]], ...] = (
             self.expire_sessions,
             self.expire_jobs,
             self.reap_leases,
@@ -58,18 +59,18 @@ class Clock:
             self.refill_hints,
         )
 
-    async def expire_sessions(self) -> None:
-        for row in await sessions.due(self._services.reads, now=now(), limit=PER_TICK_MAX):
+    async def expire_sessions(self, moment: datetime) -> None:
+        for row in await sessions.due(self._services.reads, now=moment, limit=PER_TICK_MAX):
             command = session_commands.ExpireSession(session_id=row.session_id)
-            await self._say(session_commands.expire_session, command, row.session_id, row.version, row.position)
+            await self._say(moment, session_commands.expire_session, command, row.session_id, row.version, row.position)
 
-    async def expire_jobs(self) -> None:
+    async def expire_jobs(self, moment: datetime) -> None:
         """Jobs that wait in an expired session go with it; one that is processing finishes."""
         for row in await jobs.pending_of_expired_sessions(self._services.reads, limit=PER_TICK_MAX):
             command = job_commands.ExpireJob(job_id=row.job_id)
-            await self._say(job_commands.expire_job, command, row.job_id, row.version, row.position)
+            await self._say(moment, job_commands.expire_job, command, row.job_id, row.version, row.position)
 
-    async def reap_leases(self) -> None:
+    async def reap_leases(self, moment: datetime) -> None:
         """Jobs held by a worker that has no lease any more go to another attempt."""
         running = await jobs.running(self._services.reads, limit=PER_TICK_MAX)
         if not running:
@@ -83,20 +84,20 @@ class Clock:
                 lost = attempt_commands.LoseLease(
                     job_id=row.job_id, attempt=row.attempt, worker=row.worker, retry_delay_s=self._delay_s(row)
                 )
-                await self._say(attempt_commands.lose_lease, lost, row.job_id, row.attempt, row.position)
+                await self._say(moment, attempt_commands.lose_lease, lost, row.job_id, row.attempt, row.position)
 
-    async def time_out_jobs(self) -> None:
+    async def time_out_jobs(self, moment: datetime) -> None:
         """Jobs whose worker lives and yet let them overrun."""
         for row in await jobs.running(self._services.reads, limit=PER_TICK_MAX):
             if row.started_at is None or row.worker is None:
                 continue
-            if now() > row.started_at + timedelta(seconds=row.timeout_s + TIMEOUT_GRACE_S):
+            if moment > row.started_at + timedelta(seconds=row.timeout_s + TIMEOUT_GRACE_S):
                 timed_out = attempt_commands.TimeOutJob(job_id=row.job_id, attempt=row.attempt, worker=row.worker)
-                await self._say(attempt_commands.time_out_job, timed_out, row.job_id, row.attempt, row.position)
+                await self._say(moment, attempt_commands.time_out_job, timed_out, row.job_id, row.attempt, row.position)
 
-    async def refill_hints(self) -> None:
+    async def refill_hints(self, moment: datetime) -> None:
         """Offer every waiting job again: what was lost in Valkey costs a second, never a job."""
-        waiting = await jobs.waiting(self._services.reads, now=now(), limit=PER_TICK_MAX)
+        waiting = await jobs.waiting(self._services.reads, kinds=list(KINDS), now=moment, limit=PER_TICK_MAX)
         await self._services.hints.offer(
             Candidate(row.job_id, row.kind, row.priority, row.not_before or row.created_at) for row in waiting
         )
@@ -105,12 +106,18 @@ class Clock:
         base_s = self._services.settings.job_retry_base_s
         return attempts.retry_delay_s(max(row.attempt, 1), base_s=base_s, jitter=1.0)
 
-    async def _say(self, handler: Handler[C, S], command: C, subject: UUID, moment: int, position: int) -> None:
-        """Execute; `moment` (a version or an attempt) makes the same duty about a later state another command."""
-        command_id = derived_id(ACTOR, handler.__name__, subject, moment)
+    async def _say(
+        self, moment: datetime, handler: Handler[C, S], command: C, subject: UUID, state: int, position: int
+    ) -> None:
+        """Execute; `state` (a version or an attempt) makes the same duty about a later state another command.
+
+        `moment` is when the duty was found due: decided at another time, it might say nothing, and its receipt would
+        silence every repeat.
+        """
+        command_id = derived_id(ACTOR, handler.__name__, subject, state)
         caller = Caller(
             actor=ACTOR,
-            now=now(),
+            now=moment,
             command_id=command_id,
             correlation_id=str(subject),
             causation_id=f"event:{position}",

@@ -13,12 +13,12 @@ import psycopg
 import structlog
 from redis.exceptions import RedisError
 
-from ..adapters import metrics
 from ..adapters.event_store.codec import Recorded
+from ..adapters.event_store.writer import StoreUnavailable
 from ..adapters.ids import uuid7
 from ..commands import attempts as attempt_commands
 from ..commands.attempts import StartJob
-from ..commands.transact import C, Contended, Handler, Receipt
+from ..commands.transact import Receipt
 from ..domain import jobs as domain_jobs
 from ..domain.jobs import Job
 from ..domain.kernel import Rejection, derived_id
@@ -69,39 +69,45 @@ class Worker:
                     await pause(stopping, WITHOUT_DATABASE_PAUSE_S)
                     continue
                 try:
-                    for job_id in await self._candidates(stopping):
-                        await self._try(job_id, runner, stopping, lease)
+                    attempts = [await self._claimed(job_id, runner) for job_id in await self._candidates(stopping)]
                 except psycopg.Error as error:
                     log.warning("worker_without_database", error=str(error))
                     await pause(stopping, WITHOUT_DATABASE_PAUSE_S)
+                    continue
+                # An attempt that could not say how it ended takes the worker down with it: the job is still its own,
+                # and only without its lease can another have it.
+                for attempt in filter(None, attempts):
+                    await attempt.run(stopping, lease)
         finally:
             await runner.close()
 
     async def _candidates(self, stopping: asyncio.Event) -> list[UUID]:
         """At most one from Valkey; without Valkey some from the read model, in no order that others share."""
         try:
-            return await self._services.hints.take(self._kinds, count=1, timeout_s=TAKE_TIMEOUT_S)
+            # In another order each time: the first kind that has any is served, and none may starve the others.
+            kinds = random.sample(self._kinds, len(self._kinds))
+            return await self._services.hints.take(kinds, count=1, timeout_s=TAKE_TIMEOUT_S)
         except RedisError as error:
             log.warning("worker_without_hints", error=repr(error))
             await pause(stopping, WITHOUT_HINTS_PAUSE_S)
-            waiting = await jobs.waiting(self._services.reads, now=now(), limit=CANDIDATES_WITHOUT_HINTS)
-            return [row.job_id for row in random.sample(waiting, len(waiting)) if row.kind in self._kinds][:1]
+            waiting = await jobs.waiting(
+                self._services.reads, kinds=self._kinds, now=now(), limit=CANDIDATES_WITHOUT_HINTS
+            )
+            return [row.job_id for row in random.sample(waiting, min(1, len(waiting)))]
 
-    async def _try(self, job_id: UUID, runner: Runner, stopping: asyncio.Event, lease: Lease) -> None:
-        """Claim the job and, if the claim stands, run it."""
+    async def _claimed(self, job_id: UUID, runner: Runner) -> Attempt | None:
+        """An attempt at the job, if it waits and our claim is the first."""
         events = await self._services.store.reader.stream(job_id)
         if not events:
-            return
+            return None
         job = self._folded(events)
         if not domain_jobs.is_due(job, now()):
-            return
+            return None
         started = await self._claim(job_id, job, events[-1])
-        if started is None or started.state.submitted is None:
-            return
-        cause = (await self._services.store.reader.stream(job_id, after=started.version - 1, limit=1))[0]
-        attempt = Attempt(self._services, runner, self.name, job_id, started.state, cause)
-        with metrics.JOB_SECONDS.labels(kind=started.state.submitted.kind).time():
-            await attempt.run(stopping, lease)
+        if started is None:
+            return None
+        correlation_id = events[-1].envelope.correlation_id
+        return Attempt(self._services, runner, self.name, started, correlation_id)
 
     def _folded(self, events: Sequence[Recorded]) -> Job:
         mapper = self._services.store.mapper
@@ -112,14 +118,12 @@ class Worker:
         start = StartJob(job_id=job_id, worker=self.name, lease_until=lease_until)
         command_id = derived_id("start", job_id, job.attempt + 1, self.name)
         try:
-            receipt = await self._execute(attempt_commands.start_job, start, command_id, last)
-        except Contended:
-            return None
+            by = caller(self.name, command_id, correlation_id=last.envelope.correlation_id, cause=last.id)
+            receipt = await self._services.commands.execute(attempt_commands.start_job, start, by)
+        except StoreUnavailable:
+            raise  # The claim may stand: as above, a worker that does not know what it holds must go.
         except Rejection as rejection:
             log.debug("claim_lost", job_id=str(job_id), code=rejection.code)
             return None
         holds = receipt.state.status == "processing" and receipt.state.worker == self.name
         return receipt if holds else None
-
-    async def _execute(self, handler: Handler[C, Job], command: C, command_id: UUID, cause: Recorded) -> Receipt[Job]:
-        return await self._services.commands.execute(handler, command, caller(self.name, command_id, cause))

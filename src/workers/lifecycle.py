@@ -10,7 +10,6 @@ from uuid import UUID
 import structlog
 from msgspec import Struct
 
-from ..adapters.event_store.codec import Recorded
 from ..adapters.event_store.reader import Tail
 from ..adapters.event_store.store import EventStore, open_event_store
 from ..adapters.hints import JobHints
@@ -54,8 +53,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         ):
             hints = JobHints(valkey)
             commands = Commands(store, hints)
-            models = ModelCache(settings.data_dir)
-            yield Services(settings, store, commands, ReadModels(store.pool, tail), hints, objects, models)
+            reads = ReadModels(store.pool, tail)
+            store.epochs.append(lambda _: reads.forget())
+            yield Services(settings, store, commands, reads, hints, objects, ModelCache(settings.data_dir))
             await commands.close()
     finally:
         await objects.close()
@@ -65,14 +65,14 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def caller(actor: str, command_id: UUID, cause: Recorded) -> Caller:
-    """Who reacts to `cause`: the same correlation, the event as the reason."""
+def caller(actor: str, command_id: UUID, *, correlation_id: str, cause: int) -> Caller:
+    """Who reacts to the event at position `cause`: the same correlation, that event as the reason."""
     return Caller(
         actor=actor,
         now=now(),
         command_id=command_id,
-        correlation_id=cause.envelope.correlation_id,
-        causation_id=f"event:{cause.id}",
+        correlation_id=correlation_id,
+        causation_id=f"event:{cause}",
     )
 
 

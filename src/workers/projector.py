@@ -63,7 +63,11 @@ async def _project(projector: Projector, connection: psycopg.AsyncConnection, ev
     try:
         await projector.project(connection, events)
     except (psycopg.Error, MapperDeserialisationError):
-        if len(events) == 1 or connection.closed:
+        if connection.closed:
+            raise
+        if len(events) == 1:
+            guilty = events[0]
+            log.exception("event_not_projected", position=guilty.id, stream=str(guilty.stream_id), topic=guilty.topic)
             raise
         middle = len(events) // 2
         await _project(projector, connection, events[:middle])

@@ -261,7 +261,7 @@ class Writer:
             return
         except psycopg.Error as error:
             if len(batch) == 1:
-                log.warning("command_refused", command_id=str(batch[0].rendered.command_id), error=str(error))
+                log.warning("command_refused", command_id=str(batch[0].rendered.command_id), error=_primary(error))
                 if not batch[0].future.done():
                     batch[0].future.set_exception(CommandRefused(_primary(error)))
                 return

@@ -1,0 +1,166 @@
+"""For auditors: the log itself, what came of what, and how far the read models are."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from litestar import Controller, Request, Response, get
+from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.response import Stream
+from msgspec import Struct
+
+from ..adapters.event_store.reader import EventFilter
+from ..domain.events import AGGREGATES, kind_of
+from ..domain.kernel import NotFound
+from ..projections import lineage
+from ..projections.projection import CHECKPOINT
+from .manners import POSITION_MAX, Limit, Listing, Parts, Reads, found, listed
+from .nouns import EventView
+from .services import Services
+
+NDJSON = "application/x-ndjson"
+NDJSON_PAGE_EVENTS = 500
+DEPTH_DEFAULT = 10
+
+# As paths name them, plural or not, and as edges do.
+TRACED = {kind: kind for kind in (*AGGREGATES, "artifact")} | {f"{kind}s": kind for kind in (*AGGREGATES, "artifact")}
+
+Position = Annotated[int, QueryParameter(ge=0, le=POSITION_MAX, description="Events past this position.")]
+Word = Annotated[str | None, QueryParameter(min_length=1, max_length=200)]
+
+
+class TraceNode(Struct, frozen=True):
+    """Attributes:
+    kind: asset, session, job, model or artifact.
+    """
+
+    id: UUID
+    kind: str
+
+
+class TraceView(Struct, frozen=True):
+    """The graph around one thing. An edge leads from what went in to what it went into, or from job to artifact."""
+
+    root: TraceNode
+    direction: str
+    depth: int
+    nodes: list[TraceNode]
+    edges: list[lineage.LineageEdge]
+
+
+class ProjectionView(Struct, frozen=True):
+    """Attributes:
+    position: what the read models reflect.
+    lag: events in the log past it.
+    """
+
+    name: str
+    position: int
+    lag: int
+
+
+class AuditController(Controller):
+    path = "/v1"
+    tags = ("audit",)
+
+    @get("/events", summary="The log")
+    async def events(
+        self,
+        request: Request[Any, Any, Any],
+        services: Parts,
+        after: Position = 0,
+        limit: Limit = 100,
+        event_type: Annotated[
+            str | None, QueryParameter(name="type", max_length=100, description="A tag, or a prefix such as `job.`")
+        ] = None,
+        stream: FromQuery[UUID | None] = None,
+        actor: Word = None,
+        correlation: Word = None,
+        since: FromQuery[datetime | None] = None,
+        until: FromQuery[datetime | None] = None,
+    ) -> Response[Listing[EventView]] | Stream:
+        """Events in order, each with its envelope. With `Accept: application/x-ndjson` all of them past `after`, one
+        a line, up to where the log ended when the request came; `limit` then does not count.
+        """
+        wanted = EventFilter(
+            topic=event_type,
+            stream_id=stream,
+            actor=actor,
+            correlation_id=correlation,
+            since=since,
+            until=until,
+        )
+        head = (await services.store.reader.head()).position
+        if NDJSON in request.headers.get("accept", ""):
+            lines = _lines(services, wanted, after=after, until=head)
+            return Stream(lines, media_type=NDJSON, headers={"Event-Position": str(head)})
+        recorded = await services.store.reader.search(wanted, after=after, limit=limit)
+        cursor = recorded[-1].position if recorded else None
+        return listed(request, [EventView.of(one) for one in recorded], head, limit=limit, cursor=cursor)
+
+    @get("/trace/{kind:str}/{root_id:uuid}", summary="What came of it, what it came from")
+    async def trace(
+        self,
+        services: Parts,
+        reads: Reads,
+        kind: FromPath[str],
+        root_id: FromPath[UUID],
+        direction: FromQuery[Literal["ancestors", "descendants", "both"]] = "both",
+        depth: Annotated[int, QueryParameter(ge=1, le=lineage.DEPTH_MAX)] = DEPTH_DEFAULT,
+    ) -> Response[TraceView]:
+        root = TraceNode(root_id, _traced(kind))
+        edges: dict[tuple[UUID, UUID, str], lineage.LineageEdge] = {}
+        position = POSITION_MAX
+        for forward in (True, False):
+            if direction == ("ancestors" if forward else "descendants"):
+                continue
+            reached, at = await lineage.trace(reads, root_id, forward=forward, depth=depth)
+            position = min(position, at)
+            edges |= {(edge.src, edge.dst, edge.relation): edge for edge in reached}
+        nodes = {edge.src: edge.src_kind for edge in edges.values()}
+        nodes |= {edge.dst: edge.dst_kind for edge in edges.values()}
+        if nodes.get(root_id, root.kind) != root.kind or (not nodes and not await _exists(services, root)):
+            raise NotFound(f"no such {root.kind}")
+        body = TraceView(
+            root,
+            direction,
+            depth,
+            [TraceNode(*node) for node in ({root_id: root.kind} | nodes).items()],
+            sorted(edges.values(), key=lambda edge: edge.position),
+        )
+        return found(body, position)
+
+    @get("/projections", summary="How far the read models are")
+    async def projections(self, services: Parts) -> Response[list[ProjectionView]]:
+        position = await services.reads.position()
+        head = (await services.store.reader.head()).position
+        return found([ProjectionView(CHECKPOINT, position, max(0, head - position))], position)
+
+
+def _traced(kind: str) -> str:
+    found_kind = TRACED.get(kind.replace("-", "_"))
+    if found_kind is None:
+        raise NotFound("no such kind")
+    return found_kind
+
+
+async def _exists(services: Services, node: TraceNode) -> bool:
+    """An artifact is known by its edge alone; everything else by its stream."""
+    if node.kind not in AGGREGATES:
+        return False
+    first = await services.store.reader.stream(node.id, limit=1)
+    return bool(first) and kind_of(first[0].topic) == node.kind
+
+
+async def _lines(services: Services, wanted: EventFilter, *, after: int, until: int) -> AsyncIterator[bytes]:
+    encode = msgspec.json.Encoder().encode
+    while after < until:
+        page = await services.store.reader.search(wanted, after=after, limit=NDJSON_PAGE_EVENTS)
+        due = [recorded for recorded in page if recorded.position <= until]
+        if due:
+            yield b"".join(encode(EventView.of(recorded)) + b"\n" for recorded in due)
+        if len(page) < NDJSON_PAGE_EVENTS:
+            return
+        after = page[-1].position

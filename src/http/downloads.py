@@ -1,0 +1,64 @@
+"""Bytes on their way out: always an attachment, never sniffed, streamed in blocks."""
+
+from collections.abc import AsyncIterator, Iterable
+
+import structlog
+from litestar import Response
+from litestar.response import Redirect, Stream
+
+from ..adapters.objects.port import ObjectMissing, ObjectStoreError, attachment
+from .services import Services
+
+log = structlog.get_logger(__name__)
+
+
+async def stream(services: Services, key: str, *, filename: str, content_type: str | None = None) -> Stream:
+    """An object as the answer's body.
+
+    Raises:
+        ObjectMissing: nothing is there, known before the answer begins.
+    """
+    described = await describe(services, key, filename=filename, content_type=content_type)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        async with services.objects.open(key) as opened:
+            async for chunk in opened:
+                yield chunk
+
+    return Stream(chunks(), headers=described.headers, media_type=described.media_type)
+
+
+async def describe(services: Services, key: str, *, filename: str, content_type: str | None = None) -> Response[None]:
+    """The head of the same answer.
+
+    Raises:
+        ObjectMissing: nothing is there.
+    """
+    info = await services.objects.stat(key)
+    if info is None:
+        raise ObjectMissing(key)
+    headers = {"Content-Disposition": attachment(filename), "Content-Length": str(info.size_bytes)}
+    if info.sha256 is not None:
+        headers["ETag"] = f'"{info.sha256}"'
+    return Response(None, headers=headers, media_type=content_type or info.content_type)
+
+
+async def redirect(services: Services, key: str, *, filename: str, content_type: str) -> Redirect:
+    """To a signed URL that serves the object for a while."""
+    url = await signed_url(services, key, filename=filename, content_type=content_type)
+    return Redirect(url, status_code=302, headers={"Cache-Control": "no-store"})
+
+
+async def signed_url(services: Services, key: str, *, filename: str, content_type: str) -> str:
+    return await services.objects.presign_get(
+        key, filename=filename, content_type=content_type, expires_s=services.settings.upload_url_expires_s
+    )
+
+
+async def discard(services: Services, keys: Iterable[str]) -> None:
+    """Remove bytes that nothing names any more. What fails here is left for the janitor: the log is the truth."""
+    for key in keys:
+        try:
+            await services.objects.delete(key)
+        except ObjectStoreError as error:
+            log.warning("object_not_removed", key=key, error=repr(error))

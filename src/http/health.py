@@ -1,0 +1,108 @@
+"""Is it alive, is it ready, how does it do: for supervisors, balancers and Prometheus."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Literal
+
+import psycopg
+from litestar import Controller, Response, get
+from msgspec import Struct
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis.exceptions import RedisError
+
+from ..adapters.objects.port import ObjectStoreError
+from ..projections.projection import NotYetProjected
+from .manners import Parts
+from .services import Services
+
+CHECK_TIMEOUT_S = 2.0
+CATCH_UP_S = 1.0
+LAG_EVENTS_MAX = 50_000  # beyond it a reader is told nonsense, even if the projector works
+
+
+class Alive(Struct, frozen=True):
+    status: Literal["ok"] = "ok"
+
+
+class Check(Struct, frozen=True, omit_defaults=True):
+    """Attributes:
+    status: `degraded` where a part is missed but nothing depends on it.
+    """
+
+    status: Literal["ok", "degraded", "failed"]
+    detail: str = ""
+
+
+class Readiness(Struct, frozen=True):
+    status: Literal["ok", "failed"]
+    checks: dict[str, Check]
+
+
+class HealthController(Controller):
+    path = "/"
+    tags = ("operations",)
+
+    @get("/livez", summary="The process answers")
+    async def alive(self) -> Alive:
+        return Alive()
+
+    @get("/readyz", summary="Every part that an answer needs is there")
+    async def ready(self, services: Parts) -> Response[Readiness]:
+        names = ("event_store", "projector", "object_store", "valkey")
+        checks = await asyncio.gather(
+            _check(_event_store(services)),
+            _check(_projector(services)),
+            _check(_object_store(services)),
+            _check(_valkey(services)),
+        )
+        failed = any(check.status == "failed" for check in checks)
+        body = Readiness("failed" if failed else "ok", dict(zip(names, checks, strict=True)))
+        return Response(body, status_code=503 if failed else 200)
+
+    @get("/metrics", media_type=CONTENT_TYPE_LATEST, summary="Metrics of this process, for Prometheus")
+    async def metrics(self) -> bytes:
+        return generate_latest()
+
+
+async def _check(work: Awaitable[Check]) -> Check:
+    """Whatever a part does, the answer comes in time and says nothing of its insides."""
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return await work
+    except TimeoutError:
+        return Check("failed", f"no answer within {CHECK_TIMEOUT_S:g} s")
+    except (psycopg.Error, ObjectStoreError, OSError) as error:
+        return Check("failed", type(error).__name__)
+
+
+async def _event_store(services: Services) -> Check:
+    head = await services.store.reader.head()
+    return Check("ok", f"position {head.position}")
+
+
+async def _projector(services: Services) -> Check:
+    """Ready if the read models reach the log's end soon, or at least move and are not far behind."""
+    head = (await services.store.reader.head()).position
+    before = await services.reads.position()
+    try:
+        await services.reads.wait_for(head, timeout_s=CATCH_UP_S)
+    except NotYetProjected:
+        position = await services.reads.position()
+        moves = position > before and head - position <= LAG_EVENTS_MAX
+        return Check("ok" if moves else "failed", f"lag {head - position}")
+    return Check("ok", "lag 0")
+
+
+async def _object_store(services: Services) -> Check:
+    await services.objects.ready()
+    return Check("ok")
+
+
+async def _valkey(services: Services) -> Check:
+    """A hint: without it jobs start a second later, and nothing else changes."""
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S / 2):
+            await services.valkey.ping()
+    except (RedisError, TimeoutError, OSError) as error:
+        return Check("degraded", type(error).__name__)
+    return Check("ok")

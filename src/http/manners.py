@@ -1,0 +1,206 @@
+"""What every handler is given and every answer carries: callers, positions, versions, pages."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, TypeVar
+from urllib.parse import urlencode
+from uuid import UUID
+
+import msgspec
+from litestar import Request, Response
+from litestar.di import NamedDependency, Provide
+from litestar.params import QueryParameter, SkipValidation
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from ..adapters.ids import uuid7
+from ..commands.transact import Receipt
+from ..domain.kernel import Caller, derived_id
+from ..projections.projection import NotYetProjected, ReadModels
+from .auth import authenticate
+from .canonical import is_text
+from .problems import Malformed
+from .services import Services
+
+POSITION_MAX = 2**63 - 1
+PAGE_ROWS_MAX = 200
+PAGE_ROWS_DEFAULT = 50
+KEY_CHARS_MAX = 255
+WAIT_MAX_S = 10
+FRESH_WAIT_S = 2.0  # how long a seed's client, which knows nothing of positions, waits for its own writes
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Struct)
+AnyRequest = Request[Any, Any, Any]
+
+# How handlers declare what they are given. Litestar must not try to validate these.
+Parts = NamedDependency[SkipValidation[Services]]
+Asks = NamedDependency[SkipValidation[Caller]]
+Reads = NamedDependency[SkipValidation[ReadModels]]
+Versions = NamedDependency[SkipValidation[frozenset[int] | None]]
+
+Limit = Annotated[int, QueryParameter(ge=1, le=PAGE_ROWS_MAX, description="Rows of one page.")]
+After = Annotated[UUID | None, QueryParameter(description="The cursor that the page before gave as `next`.")]
+AfterVersion = Annotated[int, QueryParameter(ge=0, le=POSITION_MAX, description="Events past this version.")]
+At = Annotated[
+    str | None,
+    QueryParameter(max_length=40, description="The state as of a position, or of an RFC 3339 time with zone."),
+]
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?:$|[,;\s])')
+_ETAG = re.compile(r'\s*(W/)?"([^"]*)"\s*')
+
+
+class Listing(Struct, Generic[T], frozen=True):
+    """One page. `next` is the cursor to pass as `after`; null at the end."""
+
+    items: list[T]
+    next: str | None = None
+
+
+async def refuse_garbage(request: AnyRequest) -> None:
+    """Before anything else is looked at.
+
+    Raises:
+        Malformed: the path or the query holds NUL, or is not UTF-8.
+    """
+    raw_path = request.scope.get("raw_path") or b""
+    if not (is_text(raw_path) and is_text(request.scope["query_string"])):
+        raise Malformed("paths and queries are UTF-8 without NUL")
+
+
+def caller_of(request: AnyRequest, services: Services, content: bytes) -> Caller:
+    """Who asks, and under which command id: with an Idempotency-Key, one that a repeat has as well.
+
+    `content` is what the request brought, or a digest of it; a repeat must bring the same.
+    """
+    actor = authenticate(request).actor
+    state = request.scope["state"]
+    state["actor"] = actor
+    command_id, digest = uuid7(), ""
+    key = request.headers.get("idempotency-key")
+    if key is not None:
+        if _KEY.fullmatch(key) is None:
+            raise Malformed(f"an Idempotency-Key has 1 to {KEY_CHARS_MAX} visible ASCII characters")
+        command_id = derived_id("idempotency", actor, key)
+        head = f"{request.method}\0{request.url.path}\0{request.url.query}\0".encode()
+        digest = hmac.digest(services.digest_key, head + content, hashlib.sha256).hex()
+    return Caller(
+        actor=actor,
+        now=now(),
+        command_id=command_id,
+        correlation_id=state["correlation_id"],
+        causation_id=f"command:{command_id}",
+        request_id=state["request_id"],
+        request_digest=digest,
+    )
+
+
+async def _caller(request: AnyRequest, services: Parts) -> Caller:
+    return caller_of(request, services, await request.body())
+
+
+def _versions(request: AnyRequest) -> frozenset[int] | None:
+    """If-Match as the versions that it allows; none where any will do. A weak or foreign tag allows no version."""
+    given = request.headers.get("if-match")
+    if given is None or given.strip() == "*":
+        return None
+    tags = [_ETAG.fullmatch(one) for one in given.split(",")]
+    if not all(tags):
+        raise Malformed("If-Match is a list of entity tags in quotes, or *")
+    return frozenset(int(tag[2]) for tag in tags if tag and not tag[1] and re.fullmatch(r"[0-9]{1,18}", tag[2]))
+
+
+async def _reads(request: AnyRequest, services: Parts) -> ReadModels:
+    """The read models, once they reflect the position that the client asks for.
+
+    Raises:
+        NotYetProjected: not within the seconds of `Prefer: wait`.
+    """
+    wanted = request.headers.get("min-position")
+    if wanted is not None:
+        if re.fullmatch(r"[0-9]{1,18}", wanted) is None:
+            raise Malformed("Min-Position is a position, a whole number")
+        waits = _WAIT.search(request.headers.get("prefer", ""))
+        timeout_s = min(int(waits[1]), WAIT_MAX_S) if waits else 0
+        await services.reads.wait_for(int(wanted), timeout_s=timeout_s)
+    return services.reads
+
+
+async def fresh_reads(services: Parts) -> ReadModels:
+    """The read models with everything in them that was in the log when the request came, for clients that pass no
+    Min-Position. Where they lag by more than FRESH_WAIT_S, as they are: old is better than nothing.
+    """
+    head = await services.store.reader.head()
+    with suppress(NotYetProjected):
+        await services.reads.wait_for(head.position, timeout_s=FRESH_WAIT_S)
+    return services.reads
+
+
+def dependencies(services: Services) -> dict[str, Provide]:
+    """By the names under which handlers ask for them."""
+
+    def provide_services() -> Services:
+        return services
+
+    return {
+        "services": Provide(provide_services, sync_to_thread=False),
+        "caller": Provide(_caller),
+        "versions": Provide(_versions, sync_to_thread=False),
+        "reads": Provide(_reads),
+    }
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def shown(view: type[S], *sources: Struct, **more: Any) -> S:
+    """A view filled from structs that have fields of the same names, later ones over earlier ones, and from `more`."""
+    merged: dict[str, Any] = {}
+    for source in sources:
+        merged |= asdict(source)
+    return msgspec.convert(merged | more, view, from_attributes=True)
+
+
+def decided(
+    receipt: Receipt[Any], body: T, *, status_code: int = 200, headers: Mapping[str, str] | None = None
+) -> Response[T]:
+    """The answer to a command: what was decided, where in the log, and at which version that left the stream."""
+    marks = {"Event-Position": str(receipt.position), "ETag": f'"{receipt.version}"'}
+    return Response(body, status_code=status_code, headers={**marks, **(headers or {})})
+
+
+def gone(receipt: Receipt[Any]) -> Response[None]:
+    """The answer to a deletion."""
+    return Response(None, status_code=204, headers={"Event-Position": str(receipt.position)})
+
+
+def found(body: T, position: int, *, version: int | None = None) -> Response[T]:
+    """The answer to a query: as of `position`."""
+    headers = {"Event-Position": str(position)}
+    if version is not None:
+        headers["ETag"] = f'"{version}"'
+    return Response(body, headers=headers)
+
+
+def listed(
+    request: AnyRequest, items: Sequence[T], position: int, *, limit: int, cursor: object
+) -> Response[Listing[T]]:
+    """One page of a list, with the link to the next one if this one is full. `cursor` is that of the last item."""
+    following = str(cursor) if len(items) == limit else None
+    headers = {"Event-Position": str(position)}
+    if following is not None:
+        headers["Link"] = next_link(request, following)
+    return Response(Listing(list(items), following), headers=headers)
+
+
+def next_link(request: AnyRequest, cursor: str) -> str:
+    """RFC 8288: the same request, from the cursor on."""
+    query = [(name, value) for name, value in request.query_params.multi_items() if name != "after"]
+    return f'<{request.url.path}?{urlencode([*query, ("after", cursor)])}>; rel="next"'

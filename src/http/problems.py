@@ -1,0 +1,289 @@
+"""Every no that the door gives: one table from code to status, and RFC 9457 problem details around it.
+
+Paths that a seed names keep that seed's own statuses and its body, `{"detail": …}`; see Facade.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import psycopg
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, InternalServerException, ValidationException
+from litestar.types import ExceptionHandlersMap
+from msgspec import Struct
+
+from ..adapters.child import ChildDied
+from ..adapters.event_store.codec import NotStorable
+from ..adapters.objects.port import ObjectStoreError
+from ..adapters.objects.signing import SignatureRefused
+from ..domain.kernel import Rejection
+
+PROBLEM_TYPE = "application/problem+json"
+DETAIL_CHARS_MAX = 1_000
+RETRY_AFTER_S = 1
+
+log = structlog.get_logger(__name__)
+
+STATUSES: Mapping[str, int] = {
+    # requests
+    "malformed_request": 400,
+    "malformed_json": 400,
+    "not_storable": 400,
+    "client_disconnected": 400,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "not_acceptable": 406,
+    "precondition_failed": 412,
+    "payload_too_large": 413,
+    "unsupported_media_type": 415,
+    "validation_failed": 422,
+    "idempotency_key_reused": 422,
+    "not_yet_projected": 425,
+    "too_many_waiters": 503,
+    "internal_error": 500,
+    # decisions
+    "rejected": 422,
+    "rule_violated": 422,
+    "unknown_kind": 422,
+    "empty_file": 422,
+    "forbidden": 403,
+    "conflict": 409,
+    "invalid_state": 409,
+    "asset_not_clean": 409,
+    "asset_not_uploaded": 409,
+    "lease_lost": 409,
+    "model_not_synced": 409,
+    "no_active_model": 409,
+    "session_expired": 410,
+    "model_sync_failed": 502,
+    "queue_full": 503,
+    # verdicts on files
+    "content_type_mismatch": 422,
+    "size_mismatch": 422,
+    "image_truncated": 422,
+    "image_too_many_pixels": 422,
+    "image_undecodable": 422,
+    "malware_signature": 422,
+    "scan_timed_out": 422,
+    # parts
+    "signature_invalid": 403,
+    "signature_expired": 403,
+    "invalid_key": 404,
+    "object_missing": 404,
+    "object_exists": 412,
+    "object_too_large": 413,
+    "object_mismatch": 422,
+    "object_damaged": 500,
+    "object_store_error": 503,
+    "object_store_unavailable": 503,
+    "scanner_unavailable": 503,
+    "store_unavailable": 503,
+}
+
+_CODES_OF_STATUSES = {
+    400: "malformed_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+}
+_FIELD = re.compile(r"(?P<detail>.*) - at `\$(?P<path>.*)`")
+
+
+class FieldError(Struct, frozen=True, omit_defaults=True):
+    """Attributes:
+    pointer: where in the body, as a JSON pointer (RFC 6901); empty for the whole of it.
+    parameter: of the path, the query or the headers, if it is not the body.
+    """
+
+    detail: str
+    pointer: str | None = None
+    parameter: str | None = None
+
+
+class Problem(Struct, frozen=True, omit_defaults=True):
+    """A refusal (RFC 9457). `code` is stable: a program may switch on it. `detail` begins with it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    instance: str
+    errors: Sequence[FieldError] = ()
+
+
+class Refusal(Struct, frozen=True):
+    """What there is to say about an exception, before it takes the form of a path."""
+
+    code: str
+    detail: str
+    errors: Sequence[FieldError] = ()
+    headers: Mapping[str, str] = {}
+
+
+class Facade(Struct, frozen=True):
+    """A seed's own way to say no.
+
+    Attributes:
+        prefixes: of the paths that it serves.
+        statuses: by code, where they differ from the table above.
+    """
+
+    prefixes: tuple[str, ...]
+    statuses: Mapping[str, int]
+
+    def serves(self, path: str) -> bool:
+        return any(path == prefix or path.startswith(f"{prefix}/") for prefix in self.prefixes)
+
+
+class Detail(Struct, frozen=True):
+    """A refusal as the seeds' clients expect it."""
+
+    detail: str
+
+
+class Malformed(Rejection):
+    """Not a request that could be understood: a header, a form, a character that cannot be."""
+
+    code = "malformed_request"
+
+
+class MalformedJson(Rejection):
+    code = "malformed_json"
+
+
+class WrongMediaType(Rejection):
+    code = "unsupported_media_type"
+
+
+class TooLarge(Rejection):
+    code = "payload_too_large"
+
+
+class FieldsRefused(Rejection):
+    """Well-formed, but a field is missing, unknown, of another type or beyond its bounds."""
+
+    code = "validation_failed"
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__("; ".join(f"{_place(error)}{error.detail}" for error in errors))
+        self.errors = errors
+
+    @classmethod
+    def of(cls, message: str) -> "FieldsRefused":
+        """From the text of a msgspec.ValidationError, which names the place at its end."""
+        found = _FIELD.fullmatch(message)
+        if found is None:
+            return cls([FieldError(message, pointer="")])
+        path = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", found["path"])
+        return cls([FieldError(found["detail"], pointer=path.replace(".", "/"))])
+
+
+class Verdict(Rejection):
+    """A file was judged and refused; the code is the verdict's."""
+
+    def __init__(self, code: str, detail: str, **extra: Any) -> None:
+        super().__init__(detail, **extra)
+        self.code = code
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """The code, the words and the headers for an exception; `internal_error` for one that nobody expected."""
+    match error:
+        case FieldsRefused():
+            return Refusal(error.code, error.detail, error.errors)
+        case Rejection():
+            return Refusal(error.code, error.detail, headers=_retry_after(error.code, error.extra.get("retry_after_s")))
+        case NotStorable() | ObjectStoreError() | SignatureRefused():
+            detail = "" if isinstance(error, ObjectStoreError | SignatureRefused) else str(error)
+            return Refusal(error.code, detail, headers=_retry_after(error.code))
+        case ValidationException():
+            return _fields(error)
+        case InternalServerException(detail="client disconnected prematurely"):
+            return Refusal("client_disconnected", "the request ended before its body did")
+        case HTTPException(status_code=status) if status in _CODES_OF_STATUSES:
+            return Refusal(_CODES_OF_STATUSES[status], error.detail, headers=error.headers or {})
+        case RecursionError():
+            return Refusal("malformed_json", "nested too deeply")
+        case psycopg.OperationalError():
+            return Refusal("store_unavailable", "the database does not answer", headers=_retry_after("", RETRY_AFTER_S))
+        case psycopg.DataError():
+            return Refusal("malformed_request", "a value that cannot be looked up")
+        case ChildDied():
+            return Refusal("scanner_unavailable", "no scan can be made now", headers=_retry_after("", RETRY_AFTER_S))
+    return Refusal("internal_error", "something went wrong here; the request id finds it in the log")
+
+
+def _fields(error: ValidationException) -> Refusal:
+    """Litestar's own validation: parameters, and bodies that are missing."""
+    extra = error.extra if isinstance(error.extra, list) else []
+    errors = [
+        FieldError(one.get("message", ""), parameter=one.get("key") if one.get("source") != "body" else None)
+        for one in extra
+        if isinstance(one, dict)
+    ]
+    refused = FieldsRefused(errors or [FieldError("not what this path takes")])
+    return Refusal(refused.code, refused.detail, refused.errors)
+
+
+def _place(error: FieldError) -> str:
+    named = error.parameter or (error.pointer or "").removeprefix("/")
+    return f"{named}: " if named else ""
+
+
+def _retry_after(code: str, seconds: object = None) -> dict[str, str]:
+    if seconds is None and STATUSES.get(code) in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_EARLY}:
+        seconds = RETRY_AFTER_S
+    return {} if seconds is None else {"Retry-After": str(seconds)}
+
+
+def handlers(facades: Sequence[Facade]) -> ExceptionHandlersMap:
+    """What Litestar calls for every exception, its own included."""
+
+    def answer(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+        refusal = refusal_of(error)
+        path = request.scope["path"]
+        _tell(request, refusal, error)
+        facade = next((one for one in facades if one.serves(path)), None)
+        return _problem(request, refusal) if facade is None else _detail(facade, refusal)
+
+    return {Exception: answer, HTTPException: answer}
+
+
+def _problem(request: Request[Any, Any, Any], refusal: Refusal) -> Response[Any]:
+    status = STATUSES[refusal.code]
+    problem = Problem(
+        type=f"urn:sightline:problem:{refusal.code}",
+        title=refusal.code.replace("_", " ").capitalize(),
+        status=status,
+        detail=_said(f"{refusal.code}: {refusal.detail}" if refusal.detail else refusal.code),
+        code=refusal.code,
+        instance=f"urn:sightline:request:{request.scope['state'].get('request_id', '')}",
+        errors=refusal.errors,
+    )
+    return Response(problem, status_code=status, media_type=PROBLEM_TYPE, headers=dict(refusal.headers))
+
+
+def _detail(facade: Facade, refusal: Refusal) -> Response[Any]:
+    status = facade.statuses.get(refusal.code, STATUSES[refusal.code])
+    said = _said(refusal.detail or refusal.code.replace("_", " "))
+    return Response(Detail(said), status_code=status, media_type="application/json", headers=dict(refusal.headers))
+
+
+def _said(text: str) -> str:
+    """Lone surrogates would not encode; a client's own text, quoted back, has a length."""
+    return text[:DETAIL_CHARS_MAX].encode(errors="replace").decode()
+
+
+def _tell(request: Request[Any, Any, Any], refusal: Refusal, error: Exception) -> None:
+    """The code goes into the canonical line; the stack of what nobody expected goes into the log, once."""
+    request.scope["state"]["code"] = refusal.code
+    if STATUSES[refusal.code] == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("request_failed", request_id=request.scope["state"].get("request_id"), exc_info=error)
+    elif isinstance(error, psycopg.Error | ObjectStoreError | ChildDied) or refusal.code == "store_unavailable":
+        log.warning("part_failed", code=refusal.code, error=repr(error))
