@@ -45,6 +45,8 @@ def main() -> None:
 def up(data_dir: Path | None, host: str | None, port: int | None, workers: int) -> None:
     """Start everything: parts, migrations, API, projector, workers and clock, and keep them running."""
     given = _settings(data_dir=data_dir, host=host, port=port)
+    with _clear_errors():
+        settings.require_loopback(given.host)
     logs.configure(given)
 
     def plan(ready: Settings) -> Sequence[ProcessSpec]:
@@ -184,7 +186,7 @@ def _clear_errors() -> Iterator[None]:
     """What an operator can do something about is one line, not a stack."""
     try:
         yield
-    except (PartError, psycopg.OperationalError, OSError) as error:
+    except (settings.SettingsError, PartError, psycopg.OperationalError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

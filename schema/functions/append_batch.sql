@@ -85,8 +85,8 @@ BEGIN
 
     IF v_stale IS NOT NULL THEN
         RETURN QUERY
-        SELECT DISTINCT s.n, 'stale', NULL::bigint, NULL::json, v_now
-        FROM unnest(v_stale) AS s (n) WHERE s.n <> ALL (v_losers);
+        SELECT s.n, 'stale', NULL::bigint, NULL::json, v_now
+        FROM (SELECT DISTINCT n FROM unnest(v_stale) AS u (n)) AS s WHERE s.n <> ALL (v_losers);
         v_losers := v_losers || v_stale;
     END IF;
 

@@ -70,7 +70,7 @@ def upgrade() -> None:
     op.execute("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone TO ''UTC''', current_database()); END $$")
     op.execute(sa.text("INSERT INTO log_head (epoch) VALUES (:epoch)").bindparams(epoch=uuid.uuid4()))
 
-    for name in ("append_only", "move_guards", "append_batch"):
+    for name in ("append_only", "move_guards", "append_batch", "prune_guards"):
         op.execute(function(name))
     for table in ("events", "receipts"):
         op.execute(
@@ -83,16 +83,22 @@ def upgrade() -> None:
 
 
 def hand_to_writer() -> None:
-    schema = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
+    schema, login = (
+        op.get_bind().execute(sa.text("SELECT quote_ident(current_schema()), quote_ident(current_user)")).one()
+    )
     op.execute(WRITER_ROLE)
     op.execute("GRANT sightline_writer TO CURRENT_USER WITH INHERIT FALSE, SET TRUE")
     op.execute(f"GRANT USAGE, CREATE ON SCHEMA {schema} TO sightline_writer")
     op.execute(f"GRANT SELECT, INSERT ON {', '.join(LOG_TABLES[:3])} TO sightline_writer")
+    op.execute("GRANT DELETE ON guards TO sightline_writer")  # for prune_guards
     op.execute("GRANT SELECT, UPDATE ON log_head TO sightline_writer")  # UPDATE is what FOR UPDATE asks for
-    for name in ("append_batch", "move_guards"):
+    for name in ("append_batch", "move_guards", "prune_guards"):
         op.execute(f"ALTER FUNCTION {name} OWNER TO sightline_writer")
-        op.execute(f"REVOKE ALL ON FUNCTION {name} FROM PUBLIC")
-    op.execute("GRANT EXECUTE ON FUNCTION append_batch TO CURRENT_USER")
+    # Said by the new owner: from anybody else a REVOKE is a warning that changes nothing.
+    op.execute("SET ROLE sightline_writer")
+    op.execute("REVOKE ALL ON FUNCTION append_batch, move_guards, prune_guards FROM PUBLIC")
+    op.execute(f"GRANT EXECUTE ON FUNCTION append_batch, prune_guards TO {login}")
+    op.execute("RESET ROLE")
     op.execute(f"REVOKE CREATE ON SCHEMA {schema} FROM sightline_writer")
     op.execute(f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {', '.join(LOG_TABLES)} FROM PUBLIC, CURRENT_USER")
 
@@ -100,7 +106,7 @@ def hand_to_writer() -> None:
 def downgrade() -> None:
     if op.get_bind().scalar(sa.text("SELECT EXISTS (SELECT FROM events)")):
         raise RuntimeError("the log has events: a downgrade would lose them and is refused")
-    for name in ("append_batch", "move_guards"):
+    for name in ("append_batch", "move_guards", "prune_guards"):
         op.execute(f"DROP FUNCTION {name}")
     for table in LOG_TABLES:
         op.drop_table(table)

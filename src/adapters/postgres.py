@@ -63,8 +63,7 @@ async def _configure(connection: psycopg.AsyncConnection) -> None:
 async def pool(dsn: str, *, connections_max: int = 8, prepare: bool = True) -> AsyncIterator[AsyncConnectionPool]:
     """Autocommit connections for queries, each checked before it is lent, so that a restarted server costs no error.
 
-    Args:
-        prepare: as for connect(); off, it also overrules a query that asks for it.
+    Without `prepare` (see connect) a query that asks to be prepared is not, either.
     """
     opened = AsyncConnectionPool(
         dsn,

@@ -4,6 +4,7 @@ Every variable is `SIGHTLINE_<NAME>`; the names that the seeds used are accepted
 first that is set wins. Units are in the names. `docs/reference/settings.md` is held against this file by a test.
 """
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -129,6 +130,20 @@ def read(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
         if name in found:
             found[name] = _postgres_url(found[name])
     return Settings(**found)
+
+
+def require_loopback(host: str) -> None:
+    """Without authentication only this machine may ask.
+
+    Raises:
+        SettingsError: others could.
+    """
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise SettingsError(f"authentication is off, so the API listens on 127.0.0.1 only, not on {host!r}")
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:

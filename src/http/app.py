@@ -13,6 +13,7 @@ from .assets import AssetController
 from .audit import AuditController
 from .bodies import JsonRequest
 from .canonical import CanonicalLine
+from .described import describe_refusals
 from .health import HealthController
 from .jobs import JobController
 from .manners import dependencies, refuse_garbage
@@ -21,10 +22,11 @@ from .models import ModelController
 from .objects import ObjectController
 from .problems import handlers
 from .seeds import layered_images
+from .seeds.layered_images_shapes import FACADE as LAYERED_IMAGES
 from .services import Services
 from .sessions import SessionController
 
-FACADES = (layered_images.FACADE,)
+FACADES = (LAYERED_IMAGES,)
 EXPOSED_HEADERS = ["Event-Position", "ETag", "Link", "Location", "Retry-After", "X-Request-ID"]
 
 # The pages of /docs and /redoc take their scripts from a public CDN; nothing else that we serve may run any.
@@ -65,6 +67,7 @@ def create_app(services: Services) -> Litestar:
         logging_config=None,
         debug=False,
     )
+    describe_refusals(app.openapi_schema, FACADES)
     # Around the router too, which answers 404 and 405 before any layer of Litestar's.
     app.asgi_handler = CanonicalLine(app.asgi_handler)
     return app

@@ -10,7 +10,7 @@ from litestar.response import Redirect
 from msgspec import Meta, Struct
 
 from ..adapters.ids import uuid7
-from ..adapters.objects.port import ObjectMissing
+from ..adapters.objects.port import ObjectMismatch, ObjectMissing
 from ..commands import assets as commands
 from ..commands.transact import Receipt
 from ..domain import assets
@@ -58,6 +58,13 @@ class UploadAnnounced(Struct, frozen=True, forbid_unknown_fields=True):
     content_type: Annotated[str, Meta(min_length=1, max_length=255)]
     size_bytes: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     purpose: Literal["image", "video"] = "image"
+
+
+class UploadClaimed(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the uploader knows of the bytes; where it is given, it must be what came."""
+
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
+    size_bytes: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
 
 
 class UploadGrant(Struct, frozen=True):
@@ -133,11 +140,17 @@ class AssetController(NounController):
 
     @post("/{asset_id:uuid}/complete", status_code=200, summary="Have uploaded bytes looked at")
     async def complete(
-        self, services: Parts, caller: Asks, versions: Versions, asset_id: FromPath[UUID]
+        self,
+        services: Parts,
+        caller: Asks,
+        versions: Versions,
+        asset_id: FromPath[UUID],
+        data: JSONBody[UploadClaimed | None] = None,
     ) -> Response[AssetView]:
         """Hashes and scans them. A bad file is quarantined, and the answer is 422 with the verdict's code."""
         state, _, _ = await services.commands.state(assets.AGGREGATE, asset_id, read_tail=True)
         examined = await _examined(services, state)
+        _require_claimed(examined, data or UploadClaimed())
         command = commands.CompleteUpload(
             asset_id=asset_id,
             sha256=examined.sha256,
@@ -201,6 +214,11 @@ async def _examined(services: Services, asset: Asset) -> intake.Examined:
         )
     except ObjectMissing as error:
         raise NotUploaded("nothing was uploaded yet") from error
+
+
+def _require_claimed(examined: intake.Examined, claimed: UploadClaimed) -> None:
+    if claimed.sha256 not in {None, examined.sha256} or claimed.size_bytes not in {None, examined.size_bytes}:
+        raise ObjectMismatch(f"{examined.size_bytes} bytes of SHA-256 {examined.sha256} came")
 
 
 def require_not_quarantined(asset: Asset) -> None:

@@ -18,14 +18,14 @@ async def stream(services: Services, key: str, *, filename: str, content_type: s
     Raises:
         ObjectMissing: nothing is there, known before the answer begins.
     """
-    described = await describe(services, key, filename=filename, content_type=content_type)
+    headers = await _headers(services, key, filename, content_type)
 
     async def chunks() -> AsyncIterator[bytes]:
         async with services.objects.open(key) as opened:
             async for chunk in opened:
                 yield chunk
 
-    return Stream(chunks(), headers=described.headers, media_type=described.media_type)
+    return Stream(chunks(), headers=headers, media_type=headers["Content-Type"])
 
 
 async def describe(services: Services, key: str, *, filename: str, content_type: str | None = None) -> Response[None]:
@@ -34,13 +34,19 @@ async def describe(services: Services, key: str, *, filename: str, content_type:
     Raises:
         ObjectMissing: nothing is there.
     """
+    return Response(None, headers=await _headers(services, key, filename, content_type), media_type="text/plain")
+
+
+async def _headers(services: Services, key: str, filename: str, content_type: str | None) -> dict[str, str]:
     info = await services.objects.stat(key)
     if info is None:
         raise ObjectMissing(key)
-    headers = {"Content-Disposition": attachment(filename), "Content-Length": str(info.size_bytes)}
-    if info.sha256 is not None:
-        headers["ETag"] = f'"{info.sha256}"'
-    return Response(None, headers=headers, media_type=content_type or info.content_type)
+    headers = {
+        "Content-Type": content_type or info.content_type,
+        "Content-Length": str(info.size_bytes),
+        "Content-Disposition": attachment(filename),
+    }
+    return headers if info.sha256 is None else headers | {"ETag": f'"{info.sha256}"'}
 
 
 async def redirect(services: Services, key: str, *, filename: str, content_type: str) -> Redirect:

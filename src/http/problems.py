@@ -79,7 +79,7 @@ STATUSES: Mapping[str, int] = {
     "object_damaged": 500,
     "object_store_error": 503,
     "object_store_unavailable": 503,
-    "scanner_unavailable": 503,
+    "part_unavailable": 503,
     "store_unavailable": 503,
 }
 
@@ -214,8 +214,10 @@ def refusal_of(error: Exception) -> Refusal:
             return Refusal("store_unavailable", "the database does not answer", headers=_retry_after("", RETRY_AFTER_S))
         case psycopg.DataError():
             return Refusal("malformed_request", "a value that cannot be looked up")
-        case ChildDied():
-            return Refusal("scanner_unavailable", "no scan can be made now", headers=_retry_after("", RETRY_AFTER_S))
+        case ChildDied() | OSError():  # no child can be started, no space is left, nobody answers in time
+            return Refusal(
+                "part_unavailable", "a part that this needs is not there now", headers=_retry_after("", RETRY_AFTER_S)
+            )
     return Refusal("internal_error", "something went wrong here; the request id finds it in the log")
 
 
@@ -285,5 +287,7 @@ def _tell(request: Request[Any, Any, Any], refusal: Refusal, error: Exception) -
     request.scope["state"]["code"] = refusal.code
     if STATUSES[refusal.code] == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("request_failed", request_id=request.scope["state"].get("request_id"), exc_info=error)
-    elif isinstance(error, psycopg.Error | ObjectStoreError | ChildDied) or refusal.code == "store_unavailable":
+    elif (
+        isinstance(error, psycopg.Error | ObjectStoreError | ChildDied | OSError) or refusal.code == "store_unavailable"
+    ):
         log.warning("part_failed", code=refusal.code, error=repr(error))

@@ -1,7 +1,6 @@
 """One API process: services around a server around the application."""
 
 import asyncio
-import ipaddress
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import uvicorn
 import uvloop
 
 from ..adapters import logs
-from ..adapters.settings import Settings, SettingsError
+from ..adapters.settings import Settings, require_loopback
 from .app import create_app
 from .auth import LOCAL
 from .services import open_services
@@ -34,20 +33,6 @@ def serve(settings: Settings) -> None:
     require_loopback(settings.host)
     logs.configure(settings)
     uvloop.run(_serve(settings))
-
-
-def require_loopback(host: str) -> None:
-    """Without authentication only this machine may ask.
-
-    Raises:
-        SettingsError: others could.
-    """
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
-        raise SettingsError(f"authentication is off, so the API listens on 127.0.0.1 only, not on {host!r}")
 
 
 class Server(uvicorn.Server):

@@ -29,6 +29,12 @@ STATEMENT = (
 )
 
 
+# What a loser's row may carry: a guard's key or a receipt's result. The server sends rows before it commits, so an
+# answer larger than a socket's buffer would keep the log locked for as long as a stopped process does not read it;
+# 513 rows (BATCH_EVENTS_MAX, and a command that is never split) of 330 bytes fitted into a unix socket's, of 360 not.
+RETURNED_BYTES_MAX = 200
+
+
 class Expectation(Struct, frozen=True):
     """A stream was at `version` (0: absent) when the decision was made.
 
@@ -55,7 +61,7 @@ class Append(Struct, frozen=True, kw_only=True):
     Attributes:
         events: of one or more streams, each stream's versions following its expectation.
         metadata: the envelope of all of them, JSON.
-        result: what the receipt keeps for a repeat of the command, JSON.
+        result: what the receipt keeps for a repeat of the command, JSON, at most RETURNED_BYTES_MAX.
     """
 
     command_id: UUID
@@ -148,8 +154,10 @@ def render(append: Append) -> Rendered:
     """The elements of `append`.
 
     Raises:
-        NotStorable: a number is beyond bigint, or a text beyond UTF-8.
+        NotStorable: a number is beyond bigint, a text beyond UTF-8, a result or key beyond RETURNED_BYTES_MAX.
     """
+    if any(len(text) > RETURNED_BYTES_MAX for text in (append.result or b"", *(one.key for one in append.guards))):
+        raise NotStorable(f"a result or a counter's key is more than {RETURNED_BYTES_MAX} bytes")
     try:
         columns = _columns(append)
     except (struct.error, UnicodeEncodeError) as error:

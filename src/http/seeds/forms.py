@@ -1,6 +1,6 @@
 """OpenAPI for handlers that read their forms themselves."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ def form_operation(form: type[Struct], media_type: str) -> type[Operation]:
 
     @dataclass
     class FormOperation(Operation):
-        request_body: RequestBody | None = field(default_factory=lambda: body)
+        def __post_init__(self) -> None:
+            self.request_body = body  # Litestar saw no `data` and says that there is none
 
     return FormOperation

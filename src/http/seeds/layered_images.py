@@ -4,9 +4,7 @@ Differences that are meant: a mode that is known but not built yet is 400; what 
 taken; ids are of version 7.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -15,180 +13,40 @@ from litestar import Controller, Request, Response, delete, get, head, post
 from litestar.di import Provide
 from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
-from msgspec import Meta, Struct
 
 from ...adapters.ids import uuid7
 from ...adapters.images import UNDECLARED, normalised
 from ...commands import assets as asset_commands
 from ...commands import jobs as commands
-from ...domain import assets, jobs
-from ...domain.jobs import Artifact, Job
+from ...domain import assets
+from ...domain.jobs import Artifact
 from ...domain.kernel import Invalid, InvalidState, NotFound
 from ...projections import assets as asset_projection
 from ...projections import jobs as projection
 from .. import downloads, intake
 from ..bodies import MULTIPART, Upload, read_form, read_upload
-from ..jobs import artifact_of, delete_job, one_row
+from ..jobs import artifact_of, delete_job, one_row, view_of_row, view_of_state
 from ..manners import Asks, Parts, Reads, caller_of, decided, found, fresh_reads, gone
-from ..problems import Facade, FieldsRefused, Malformed, Verdict
+from ..problems import FieldsRefused, Malformed, Verdict
 from ..services import Services
 from .forms import form_operation
-
-KINDS = {"photo-realistic": "layer-photo-realistic"}
-MODES = {kind: mode for mode, kind in KINDS.items()}
-LATER_MODES = frozenset({"painterly"})
-STYLES = {
-    "photo-realistic": ["default"],
-    "painterly": [],  # none can be had yet
-}
-EXTENSIONS = {
-    "image/jpeg": "jpg",
-    "image/png": "png",
-    "image/webp": "webp",
-    "image/gif": "gif",
-    "image/bmp": "bmp",
-    "image/tiff": "tiff",
-}
-_STORED_NAME = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.([a-z]{3,4})")
-
-# What this service says where the natives say something finer.
-FACADE = Facade(
-    ("/api/jobs", "/health"),
-    dict.fromkeys(
-        (
-            "validation_failed",
-            "rule_violated",
-            "unknown_kind",
-            "invalid_state",
-            "conflict",
-            "asset_not_clean",
-            "unsupported_media_type",
-            "empty_file",
-            "content_type_mismatch",
-            "image_truncated",
-            "image_too_many_pixels",
-            "image_undecodable",
-            "malware_signature",
-            "scan_timed_out",
-        ),
-        400,
-    ),
+from .layered_images_shapes import (
+    KINDS,
+    LATER_MODES,
+    MODES,
+    STORED_NAME,
+    STYLES,
+    ApiInfo,
+    Health,
+    JobAnswer,
+    JobForm,
+    JobsAnswer,
+    Queue,
+    Uploaded,
+    UploadForm,
+    answer_of,
+    stored_name,
 )
-
-
-class ApiInfo(Struct, frozen=True):
-    name: str
-    version: str
-    docs: str
-    health: str
-
-
-class Queue(Struct, frozen=True):
-    """Attributes:
-    capacity: how many jobs may wait.
-    """
-
-    pending: int
-    processing: int
-    capacity: int
-
-
-class Health(Struct, frozen=True):
-    status: str
-    queue: Queue
-
-
-class Uploaded(Struct, frozen=True):
-    """Attributes:
-    filename: what to name in POST /api/jobs.
-    """
-
-    file_id: UUID
-    filename: str
-    original_filename: str
-    size_bytes: int
-
-
-class JobForm(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Attributes:
-    filename: as the upload answered it.
-    num_layers: the service's setting, unless it is given.
-    export_layers: without it only composite, depth map and manifest are written.
-    """
-
-    filename: Annotated[str, Meta(max_length=255)]
-    mode: Annotated[str, Meta(max_length=64)] = "photo-realistic"
-    num_layers: Annotated[int, Meta(ge=2, le=5)] | None = None
-    max_size: Annotated[int, Meta(ge=256, le=2048)] = 1024
-    feather_radius: Annotated[int, Meta(ge=1, le=5)] = 2
-    export_layers: bool = True
-    painterly_style: Annotated[str, Meta(max_length=64)] | None = None
-    painterly_strength: Annotated[float, Meta(ge=0, le=1)] | None = None
-    painterly_seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
-
-
-class UploadForm(Struct, frozen=True):
-    """Attributes:
-    file: the picture; its type is declared by its part and must be what its bytes are.
-    """
-
-    file: Annotated[str, Meta(extra_json_schema={"format": "binary"})]
-
-
-class JobAnswer(Struct, frozen=True, kw_only=True):
-    """Attributes:
-    output_dir: where the files lie in the object store, once there are some.
-    processing_time: seconds, of the attempt that ended the job.
-    """
-
-    id: UUID
-    status: str
-    mode: str
-    num_layers: int
-    max_size: int
-    feather_radius: int
-    painterly_style: str | None = None
-    painterly_strength: float | None = None
-    painterly_seed: int | None = None
-    input_filename: str
-    output_dir: str | None
-    result_manifest: dict[str, Any] | None
-    error_message: str | None
-    created_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-    processing_time: float | None
-
-
-class JobsAnswer(Struct, frozen=True):
-    jobs: list[JobAnswer]
-    total: int
-
-
-def stored_name(asset_id: UUID, content_type: str) -> str:
-    """The name under which an upload is known here."""
-    return f"{asset_id}.{EXTENSIONS.get(content_type, 'bin')}"
-
-
-def _answer(row: projection.JobRow, input_filename: str) -> JobAnswer:
-    params = row.params
-    took = row.finished_at - row.started_at if row.finished_at and row.started_at else None
-    return JobAnswer(
-        id=row.job_id,
-        status=row.status,
-        mode=MODES[row.kind],
-        num_layers=params["num_layers"],
-        max_size=params["max_size"],
-        feather_radius=params["feather_radius"],
-        input_filename=input_filename,
-        output_dir=row.outputs[0].object_key.rpartition("/")[0] if row.outputs else None,
-        result_manifest=row.manifest if row.status == "completed" else None,
-        error_message=row.error_message or None,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        completed_at=row.finished_at,
-        processing_time=took.total_seconds() if took is not None else None,
-    )
 
 
 async def _answers(reads: Reads, rows: Sequence[projection.JobRow]) -> list[JobAnswer]:
@@ -196,7 +54,7 @@ async def _answers(reads: Reads, rows: Sequence[projection.JobRow]) -> list[JobA
     inputs = {row.inputs[0] for row in rows if row.inputs}
     known = await asset_projection.by_ids(reads, list(inputs)) if inputs else {}
     names = {asset_id: stored_name(asset_id, asset.content_type) for asset_id, asset in known.items()}
-    return [_answer(row, names.get(row.inputs[0], str(row.inputs[0]))) for row in rows]
+    return [answer_of(view_of_row(row), names.get(row.inputs[0], str(row.inputs[0]))) for row in rows]
 
 
 class LayeredImagesController(Controller):
@@ -243,7 +101,8 @@ class LayeredImagesController(Controller):
         )
         caller = caller_of(request, services, msgspec.json.encode(sorted(fields.items())))
         receipt = await services.commands.execute(commands.submit_job, command, caller)
-        return decided(receipt, _decided_answer(receipt.stream_id, receipt.state, form.filename), status_code=201)
+        job = view_of_state(receipt.stream_id, receipt.state, receipt.version)
+        return decided(receipt, answer_of(job, form.filename), status_code=201)
 
     @get("/", summary="Jobs, newest first")
     async def page(
@@ -316,7 +175,7 @@ async def _asset_id(services: Services, filename: str) -> UUID:
     Raises:
         NotFound: none does.
     """
-    named = _STORED_NAME.fullmatch(filename)
+    named = STORED_NAME.fullmatch(filename)
     if named is not None:
         asset_id = UUID(named[1])
         asset, _, _ = await services.commands.state(assets.AGGREGATE, asset_id, read_tail=False)
@@ -380,25 +239,3 @@ async def _register(request: Request[Any, Any, Any], services: Services, upload:
         receipt.stream_id, stored_name(receipt.stream_id, asset.content_type), upload.filename, asset.size_bytes
     )
     return decided(receipt, body)
-
-
-def _decided_answer(job_id: UUID, job: Job, input_filename: str) -> JobAnswer:
-    """A job that was submitted now, or before under the same key."""
-    submitted = jobs.require_present(job)
-    params = submitted.params
-    return JobAnswer(
-        id=job_id,
-        status=job.status or "pending",
-        mode=MODES[submitted.kind],
-        num_layers=params["num_layers"],
-        max_size=params["max_size"],
-        feather_radius=params["feather_radius"],
-        input_filename=input_filename,
-        output_dir=None,
-        result_manifest=None,
-        error_message=job.error_message or None,
-        created_at=submitted.at,
-        started_at=job.started_at,
-        completed_at=job.finished_at,
-        processing_time=None,
-    )

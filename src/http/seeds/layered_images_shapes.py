@@ -1,0 +1,168 @@
+"""The layered-images service's shapes, names and statuses, as its own document gives them."""
+
+import re
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from msgspec import Meta, Struct
+
+from ..jobs import JobView
+from ..problems import Facade
+
+KINDS = {"photo-realistic": "layer-photo-realistic"}
+MODES = {kind: mode for mode, kind in KINDS.items()}
+LATER_MODES = frozenset({"painterly"})
+STYLES = {
+    "photo-realistic": ["default"],
+    "painterly": [],  # none can be had yet
+}
+EXTENSIONS = {
+    "image/jpeg": "jpg",
+    "image/png": "png",
+    "image/webp": "webp",
+    "image/gif": "gif",
+    "image/bmp": "bmp",
+    "image/tiff": "tiff",
+}
+STORED_NAME = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.([a-z]{3,4})")
+
+# What this service says where the natives say something finer.
+FACADE = Facade(
+    ("/api/jobs", "/health"),
+    dict.fromkeys(
+        (
+            "validation_failed",
+            "rule_violated",
+            "unknown_kind",
+            "invalid_state",
+            "conflict",
+            "asset_not_clean",
+            "unsupported_media_type",
+            "empty_file",
+            "content_type_mismatch",
+            "image_truncated",
+            "image_too_many_pixels",
+            "image_undecodable",
+            "malware_signature",
+            "scan_timed_out",
+        ),
+        400,
+    ),
+)
+
+
+class ApiInfo(Struct, frozen=True):
+    name: str
+    version: str
+    docs: str
+    health: str
+
+
+class Queue(Struct, frozen=True):
+    """Attributes:
+    capacity: how many jobs may wait.
+    """
+
+    pending: int
+    processing: int
+    capacity: int
+
+
+class Health(Struct, frozen=True):
+    status: str
+    queue: Queue
+
+
+class Uploaded(Struct, frozen=True):
+    """Attributes:
+    filename: what to name in POST /api/jobs.
+    """
+
+    file_id: UUID
+    filename: str
+    original_filename: str
+    size_bytes: int
+
+
+class JobForm(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Attributes:
+    filename: as the upload answered it.
+    num_layers: the service's setting, unless it is given.
+    export_layers: without it only composite, depth map and manifest are written.
+    """
+
+    filename: Annotated[str, Meta(max_length=255)]
+    mode: Annotated[str, Meta(max_length=64)] = "photo-realistic"
+    num_layers: Annotated[int, Meta(ge=2, le=5)] | None = None
+    max_size: Annotated[int, Meta(ge=256, le=2048)] = 1024
+    feather_radius: Annotated[int, Meta(ge=1, le=5)] = 2
+    export_layers: bool = True
+    painterly_style: Annotated[str, Meta(max_length=64)] | None = None
+    painterly_strength: Annotated[float, Meta(ge=0, le=1)] | None = None
+    painterly_seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
+
+
+class UploadForm(Struct, frozen=True):
+    """Attributes:
+    file: the picture; its type is declared by its part and must be what its bytes are.
+    """
+
+    file: Annotated[str, Meta(extra_json_schema={"format": "binary"})]
+
+
+class JobAnswer(Struct, frozen=True, kw_only=True):
+    """Attributes:
+    output_dir: where the files lie in the object store, once there are some.
+    processing_time: seconds, of the attempt that ended the job.
+    """
+
+    id: UUID
+    status: str
+    mode: str
+    num_layers: int
+    max_size: int
+    feather_radius: int
+    painterly_style: str | None = None
+    painterly_strength: float | None = None
+    painterly_seed: int | None = None
+    input_filename: str
+    output_dir: str | None
+    result_manifest: dict[str, Any] | None
+    error_message: str | None
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    processing_time: float | None
+
+
+class JobsAnswer(Struct, frozen=True):
+    jobs: list[JobAnswer]
+    total: int
+
+
+def stored_name(asset_id: UUID, content_type: str) -> str:
+    """The name under which an upload is known here."""
+    return f"{asset_id}.{EXTENSIONS.get(content_type, 'bin')}"
+
+
+def answer_of(job: JobView, input_filename: str) -> JobAnswer:
+    """A job as these clients know it, whether it was read or just decided."""
+    took = job.finished_at - job.started_at if job.finished_at and job.started_at else None
+    completed = job.status == "completed"
+    return JobAnswer(
+        id=job.id,
+        status=job.status,
+        mode=MODES[job.kind],
+        num_layers=job.params["num_layers"],
+        max_size=job.params["max_size"],
+        feather_radius=job.params["feather_radius"],
+        input_filename=input_filename,
+        output_dir=f"jobs/{job.id}" if completed else None,
+        result_manifest=job.manifest if completed else None,
+        error_message=job.error_message or job.error_code if job.status == "failed" else None,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        completed_at=job.finished_at,
+        processing_time=took.total_seconds() if took is not None else None,
+    )
