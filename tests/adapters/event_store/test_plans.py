@@ -10,9 +10,12 @@ import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from tests.conftest_log import LogDatabase, command, database, utc
+from tests.conftest_parts import wait_for
 
 from sightline.adapters.embedded import binaries
 from sightline.adapters.embedded.postgres import PostgresServer
@@ -21,8 +24,6 @@ from sightline.adapters.event_store.store import EventStore, open_event_store
 from sightline.adapters.event_store.wire import Guard
 from sightline.adapters.event_store.writer import Appended, Repeat, Stale
 from sightline.domain.events import EVENTS
-from tests.conftest_log import LogDatabase, command, database, utc
-from tests.conftest_parts import wait_for
 
 FILLED_EVENTS = 20_000
 ROUNDS = 12  # more than the executions after which PostgreSQL turns to a generic plan
@@ -33,7 +34,8 @@ SCANS = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE relname IN ('ev
 def no_session_of_ours(database: LogDatabase) -> bool:
     with database.connect(superuser=True) as connection:
         found = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sightline'"
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'sightline'"
         ).fetchone()
     return found == (0,)
 
@@ -134,14 +136,16 @@ def analyse(database: LogDatabase) -> None:
 @pytest.mark.parametrize(
     "history", [while_it_fills, analysed_while_tiny, filled_by_others, analysed_while_empty, analysed_when_full]
 )
-async def test_no_plan_scans_the_log(log_database: LogDatabase, history: Callable[[LogDatabase], Awaitable[None]]):
+async def test_no_plan_scans_the_log(
+    log_database: LogDatabase, history: Callable[[LogDatabase], Awaitable[None]]
+) -> None:
     without_autovacuum(log_database)
     before = scans(log_database)
     await history(log_database)
     assert scans(log_database) == before
 
 
-async def test_not_on_a_restored_log_either(postgres_server: PostgresServer, log_database: LogDatabase):
+async def test_not_on_a_restored_log_either(postgres_server: PostgresServer, log_database: LogDatabase) -> None:
     async with open_event_store(log_database.dsn, EVENTS) as store:
         await fill(store)
     with restored(postgres_server, log_database) as copy:
@@ -155,8 +159,20 @@ async def test_not_on_a_restored_log_either(postgres_server: PostgresServer, log
 @contextmanager
 def restored(server: PostgresServer, original: LogDatabase) -> Iterator[LogDatabase]:
     with database(server, "log_restored", "template0") as copy:
-        pg_dump = [binaries.postgres_program("pg_dump"), "--no-statistics", "-d", original.superuser_dsn]
-        psql = [binaries.postgres_program("psql"), "-qX", "-v", "ON_ERROR_STOP=1", "-d", copy.superuser_dsn]
+        pg_dump: list[str | Path] = [
+            binaries.postgres_program("pg_dump"),
+            "--no-statistics",
+            "-d",
+            original.superuser_dsn,
+        ]
+        psql: list[str | Path] = [
+            binaries.postgres_program("psql"),
+            "-qX",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            copy.superuser_dsn,
+        ]
         dump = subprocess.run(pg_dump, check=True, capture_output=True, timeout=60)
         subprocess.run(psql, check=True, input=dump.stdout, stdout=subprocess.DEVNULL, timeout=60)
         yield copy
@@ -177,7 +193,7 @@ def without_autovacuum(database: LogDatabase) -> None:
         ("DROP INDEX events_stream_id_version", "events"),
     ],
 )
-async def test_the_counters_tell(log_database: LogDatabase, breakage: str, table: str):
+async def test_the_counters_tell(log_database: LogDatabase, breakage: str, table: str) -> None:
     """The control: without the settings, or without an index, this file is red."""
     without_autovacuum(log_database)
     with log_database.connect(superuser=True) as superuser:
