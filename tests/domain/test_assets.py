@@ -171,6 +171,11 @@ def test_one_request_registers_all_of_it() -> None:
     given(AGGREGATE).when(register, **said, scan=BOMB).then(requested(), uploaded(), QUARANTINED)
 
 
+def test_a_request_is_registered_once() -> None:
+    said = photo() | {"found_content_type": "image/jpeg", "sha256": OTHER_SHA, "scan": CLEAN, "now": NOON}
+    given(AGGREGATE, requested(), uploaded(), SCANNED).when(register, **said).then()
+
+
 def test_a_lie_in_one_request_is_told_once() -> None:
     said = photo() | {"found_content_type": "image/png", "sha256": SHA, "scan": CLEAN, "now": NOON}
     lie = AssetQuarantined(

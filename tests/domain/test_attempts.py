@@ -193,6 +193,7 @@ def test_outputs_are_files_with_names_of_their_own(outputs: Any) -> None:
 
 
 def test_a_failure_that_may_pass_is_tried_again_later() -> None:
+    given(AGGREGATE, *PROCESSING).when(fail, **CRASH, retry_delay_s=300, **FIRST).then(retry(wait_s=300))
     job = given(AGGREGATE, *PROCESSING).when(fail, **CRASH, retry_delay_s=4, **FIRST).then(retry(wait_s=4))
     assert (job.status, job.attempt, job.error_code) == ("pending", 1, "crashed")
 

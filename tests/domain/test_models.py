@@ -88,6 +88,11 @@ def test_a_version_is_refused(changed: dict[str, Any]) -> None:
     given(AGGREGATE).when(register, **changed, now=NOON).refused(Invalid)
 
 
+def test_a_name_may_be_as_long_as_this() -> None:
+    said = depth(name="n" * 200)
+    given(AGGREGATE).when(register, **said, now=NOON).then(ModelRegistered(at=NOON, **said))
+
+
 def test_a_bucket_may_hold_a_model() -> None:
     said = depth(uri="s3://sightline/models/depth.onnx", manifest={"task": "depth"})
     given(AGGREGATE).when(register, **said, now=NOON).then(ModelRegistered(at=NOON, **said))

@@ -279,7 +279,7 @@ asyncio.run(main())
 
 
 async def test_the_child_does_not_outlive_its_parent() -> None:
-    parent = subprocess.Popen([sys.executable, "-P", "-c", ORPHAN], stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
+    parent = subprocess.Popen([sys.executable, "-P", "-c", ORPHAN], stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220  # a start that blocks is what the test wants
     with parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())

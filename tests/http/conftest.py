@@ -1,0 +1,30 @@
+"""One door per module: its tests share a database, and tell their own things apart by ids."""
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from tests.conftest_log import LogDatabase, database
+from tests.http.door import Door, opened, settings_for
+
+from sightline.adapters.embedded.postgres import PostgresServer
+from sightline.adapters.embedded.valkey import ValkeyServer
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def door_database(postgres_server: PostgresServer, log_template: str) -> Iterator[LogDatabase]:
+    with database(postgres_server, f"door_{next(_numbers)}", log_template) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def door(
+    door_database: LogDatabase, valkey_server: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Door]:
+    directory: Path = tmp_path_factory.mktemp("door")
+    async with opened(settings_for(door_database, valkey_server.url, directory)) as door:
+        yield door

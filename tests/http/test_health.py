@@ -1,0 +1,66 @@
+"""Alive and ready, and described."""
+
+import json
+import re
+
+import pytest
+from tests.http.door import Door
+
+from sightline.adapters.valkey import open_valkey
+from sightline.http import health
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_alive(door: Door) -> None:
+    assert (await door.client.get("/livez")).json() == {"status": "ok"}
+
+
+async def test_ready(door: Door) -> None:
+    answer = await door.client.get("/readyz")
+    assert answer.status_code == 200
+    assert {one["status"] for one in answer.json()["checks"].values()} == {"ok"}
+
+
+async def test_ready_right_after_a_burst(door: Door) -> None:
+    for _ in range(20):
+        await door.client.post("/v1/sessions")
+    assert (await door.client.get("/readyz")).status_code == 200
+
+
+async def test_without_valkey_it_is_degraded_not_failed(door: Door) -> None:
+    from msgspec.structs import replace
+
+    async with open_valkey("redis://127.0.0.1:1") as gone:
+        check = await health._valkey(replace(door.services, valkey=gone))
+    assert check.status == "degraded"
+
+
+async def test_an_object_store_that_cannot_be_written_fails(door: Door) -> None:
+    from pathlib import Path
+
+    from msgspec.structs import replace
+
+    from sightline.adapters.objects.directory import DirectoryStore
+
+    store = door.services.objects
+    assert isinstance(store, DirectoryStore)
+    broken = DirectoryStore(Path("/dev/null/objects"), store.signer)
+    check = await health._check(health._object_store(replace(door.services, objects=broken)))
+    assert check.status == "failed"
+
+
+async def test_pages_and_schema(door: Door) -> None:
+    for path in ("/docs", "/redoc"):
+        assert (await door.client.get(path)).headers["Content-Type"].startswith("text/html")
+    schema = (await door.client.get("/openapi.json")).json()
+    assert schema["openapi"].startswith("3.")
+    assert {"/v1/jobs", "/api/jobs", "/v1/events", "/readyz", "/health", "/"} <= schema["paths"].keys()
+    for path, item in schema["paths"].items():
+        for operation in item.values():
+            (media_type,) = operation["responses"]["default"]["content"]
+            facade = path.startswith(("/api/jobs", "/health"))
+            assert media_type == ("application/json" if facade else "application/problem+json")
+    assert {"code", "detail", "errors"} <= schema["components"]["schemas"]["Problem"]["properties"].keys()
+    known = {f"#/components/schemas/{name}" for name in schema["components"]["schemas"]}
+    assert set(re.findall(r'"\$ref": ?"([^"]+)"', json.dumps(schema))) <= known

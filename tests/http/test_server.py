@@ -1,0 +1,201 @@
+"""The API as a process: over a real socket, with liars and hurried clients, until SIGTERM."""
+
+import asyncio
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from msgspec import Struct
+from tests.conftest_log import LogDatabase
+from tests.http.door import picture
+
+from sightline.adapters.embedded.valkey import ValkeyServer
+from sightline.adapters.settings import SettingsError, require_loopback
+
+START_S = 20.0
+
+
+class Running(Struct, frozen=True):
+    process: "subprocess.Popen[bytes]"
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it logged: every line is one JSON object."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def requests(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines() if line["event"] == "request"]
+
+
+@pytest.fixture(scope="module")
+def running(
+    door_database: LogDatabase, valkey_server: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    directory = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environ = {
+        "SIGHTLINE_DATA_DIR": str(directory),
+        "SIGHTLINE_DATABASE_URL": door_database.dsn,
+        "SIGHTLINE_REDIS_URL": valkey_server.url,
+        "SIGHTLINE_PORT": str(port),
+        "PATH": "/usr/bin:/bin",
+    }
+    code = "from sightline.adapters import settings; from sightline.http import server; server.serve(settings.read())"
+    log = directory / "log"
+    with log.open("wb") as written:
+        process = subprocess.Popen([sys.executable, "-c", code], env=environ, stdout=written, stderr=written)
+    try:
+        running = Running(process, port, log)
+        _until_alive(running)
+        yield running
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _until_alive(running: Running) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and running.process.poll() is None:
+        try:
+            if httpx.get(f"{running.url}/livez").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)  # what is waited for is in another process
+    pytest.fail(running.log.read_text())
+
+
+def _raw(running: Running, request: bytes, *, then_close: bool = True) -> bytes:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=5) as connection:
+        connection.sendall(request)
+        if then_close:
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+        return answer
+
+
+def _head(length: int | str) -> bytes:
+    return (
+        b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        + f"Content-Length: {length}\r\n\r\n".encode()
+    )
+
+
+def test_it_says_that_authentication_is_off(running: Running) -> None:
+    said = next(line for line in running.lines() if line["event"] == "authentication_off")
+    assert (said["actor"], said["level"]) == ("local", "warning")
+
+
+def test_liars_about_length_change_nothing(running: Running) -> None:
+    before = httpx.get(f"{running.url}/v1/events?limit=1").headers["Event-Position"]
+    for request in (
+        _head(100) + b"{}",  # less than it says: cut
+        _head("x") + b"{}",
+        _head(-1) + b"{}",
+        _head(2).replace(b"\r\n\r\n", b"\r\nContent-Length: 3\r\n\r\n") + b"{}",
+        b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"nonsense\r\n\r\n",
+        b"GET /" + b"x" * 200_000 + b" HTTP/1.1\r\n\r\n",
+    ):
+        answer = _raw(running, request)
+        assert not answer.startswith((b"HTTP/1.1 2", b"HTTP/1.1 5")), answer
+    assert httpx.get(f"{running.url}/v1/events?limit=1").headers["Event-Position"] == before
+
+
+def test_a_body_announced_as_too_large_is_not_waited_for(running: Running) -> None:
+    answer = _raw(running, _head(10**12), then_close=False)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"application/problem+json" in answer
+
+
+def test_a_client_that_leaves_is_no_error_of_ours(running: Running) -> None:
+    _raw(running, _head(100) + b"{")
+    assert [line for line in running.lines() if line["level"] in {"error", "critical"}] == []
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the workflow is written for curl")
+def test_the_documented_workflow_with_curl(running: Running, tmp_path: Path) -> None:
+    (tmp_path / "image.jpg").write_bytes(picture(kind="JPEG"))
+
+    def curl(*arguments: str) -> Any:
+        done = subprocess.run(["curl", "-sS", *arguments], cwd=tmp_path, check=True, capture_output=True, timeout=20)
+        return json.loads(done.stdout) if done.stdout else None
+
+    uploaded = curl("-X", "POST", f"{running.url}/api/jobs/upload", "-F", "file=@image.jpg")
+    form = ("-F", f"filename={uploaded['filename']}", "-F", "mode=photo-realistic", "-F", "num_layers=4")
+    job = curl("-X", "POST", f"{running.url}/api/jobs", *form)
+    assert (job["status"], job["num_layers"]) == ("pending", 4)
+
+
+def test_each_request_is_one_line(running: Running) -> None:
+    hostile = 'x\n{"event": "forged"}\u2028\x7f'
+    httpx.get(f"{running.url}/v1/jobs", params={"kind": hostile}, headers={"X-Request-ID": "line-1"})
+    httpx.get(f"{running.url}/nothing/{'%0a' * 5}", headers={"X-Request-ID": "line-2"})
+    found = {one["request_id"]: one for one in running.requests()}
+    assert found["line-1"].items() >= {"method": "GET", "route": "/v1/jobs", "status": 200, "actor": "local"}.items()
+    assert isinstance(found["line-1"]["duration_ms"], float)
+    assert (found["line-2"]["route"], found["line-2"]["status"], found["line-2"]["code"]) == (
+        "unmatched",
+        404,
+        "not_found",
+    )
+    assert all(line["event"] != "forged" for line in running.lines())
+
+
+def test_metrics_are_by_route(running: Running) -> None:
+    httpx.get(f"{running.url}/v1/jobs/00000000-0000-0000-0000-000000000007")
+    text = httpx.get(f"{running.url}/metrics").text
+    assert 'route="/v1/jobs/{job_id}",status="404"' in text
+    assert "00000000-0000" not in text
+
+
+def test_readiness_names_the_part_that_fails(running: Running) -> None:
+    """Nobody projects here: the log is ahead of the read models, and stays so."""
+    answer = httpx.get(f"{running.url}/readyz", timeout=10)
+    assert answer.status_code == 503
+    checks = answer.json()["checks"]
+    assert checks["projector"]["status"] == "failed"
+    assert {checks[name]["status"] for name in ("event_store", "object_store", "valkey")} == {"ok"}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org", ""])
+def test_without_authentication_it_stays_on_this_machine(host: str) -> None:
+    with pytest.raises(SettingsError, match="authentication is off"):
+        require_loopback(host)
+    require_loopback("127.0.0.1")
+    require_loopback("localhost")
+
+
+def test_sigterm_ends_it_cleanly(running: Running) -> None:
+    """The last of this file: the process is gone after it."""
+
+    async def during() -> int:
+        """A request that is under way is answered."""
+        async with httpx.AsyncClient(base_url=running.url) as client:
+            head = await client.get("/v1/events?limit=1")
+            beyond = {"Min-Position": head.headers["Event-Position"], "Prefer": "wait=1"}
+            waiting = asyncio.create_task(client.get("/v1/jobs", headers=beyond))
+            await asyncio.sleep(0.2)  # until it waits, which nothing tells
+            running.process.send_signal(signal.SIGTERM)
+            return (await waiting).status_code
+
+    assert asyncio.run(during()) == 425
+    assert running.process.wait(10) == 0
+    assert running.lines()[-1]["event"] == "stopped"
