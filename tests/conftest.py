@@ -5,4 +5,5 @@ pytest_plugins = [
     "tests.conftest_objects",
     "tests.conftest_log",
     "tests.conftest_service",
+    "tests.conftest_up",
 ]

@@ -52,7 +52,7 @@ class DeleteAsset(Struct, frozen=True, kw_only=True):
 
 
 async def request_upload(tx: Transaction, command: RequestUpload) -> Loaded[Asset]:
-    asset = await tx.load(assets.AGGREGATE, command.asset_id)
+    asset = await tx.create(assets.AGGREGATE, command.asset_id)
     events = assets.request_upload(
         asset.state,
         filename=command.filename,
@@ -83,7 +83,7 @@ async def complete_upload(tx: Transaction, command: CompleteUpload) -> Loaded[As
 
 
 async def register_asset(tx: Transaction, command: RegisterAsset) -> Loaded[Asset]:
-    asset = await tx.load(assets.AGGREGATE, command.asset_id)
+    asset = await tx.create(assets.AGGREGATE, command.asset_id)
     events = assets.register(
         asset.state,
         filename=command.filename,

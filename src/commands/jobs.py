@@ -63,7 +63,7 @@ async def submit_job(tx: Transaction, command: SubmitJob) -> Loaded[Job]:
     kind, params = kinds.parse(command.kind, command.params)
     if len(command.inputs) != kind.inputs:
         raise kinds.InvalidParameters(f"{kind.name} takes {kind.inputs} inputs, not {len(command.inputs)}")
-    job = await tx.load(jobs.AGGREGATE, command.job_id)
+    job = await tx.create(jobs.AGGREGATE, command.job_id)
     if job.state.status is None:
         if command.session_id is not None:
             sessions.require_active(await tx.look(sessions.AGGREGATE, command.session_id), tx.caller.now)

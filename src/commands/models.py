@@ -55,7 +55,7 @@ class ArchiveModel(Struct, frozen=True, kw_only=True):
 
 
 async def register_model(tx: Transaction, command: RegisterModel) -> Loaded[ModelVersion]:
-    model = await tx.load(models.AGGREGATE, command.model_id)
+    model = await tx.create(models.AGGREGATE, command.model_id)
     events = models.register(
         model.state,
         name=command.name,

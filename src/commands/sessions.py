@@ -29,7 +29,7 @@ class CloseSession(Struct, frozen=True, kw_only=True):
 
 
 async def create_session(tx: Transaction, command: CreateSession) -> Loaded[Session]:
-    session = await tx.load(sessions.AGGREGATE, command.session_id)
+    session = await tx.create(sessions.AGGREGATE, command.session_id)
     events = sessions.create(
         session.state,
         owner=tx.caller.actor,

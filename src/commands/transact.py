@@ -124,6 +124,7 @@ class Transaction:
         self.epoch = commands.store.writer.epoch
         self.states = commands.states
         self.candidates: list[Candidate] = []
+        self.own: Loaded[Any] | None = None  # the first stream that may be written: what the command is about
         self._doubted = doubted
         self._held = held
         self._loaded: dict[UUID, Loaded[Any]] = {}
@@ -135,6 +136,7 @@ class Transaction:
         if self.commands.in_turn(stream_id) and stream_id not in self._held:
             raise _Queue(stream_id)
         loaded = await self._load(aggregate, stream_id)
+        self.own = self.own or loaded
         wanted, self._versions = self._versions, None
         if wanted is not None and loaded.version not in wanted:
             raise StaleVersion(f"the version is {loaded.version} now")
@@ -150,6 +152,7 @@ class Transaction:
             return await self.load(aggregate, stream_id)
         loaded = Loaded(aggregate, stream_id, aggregate.initial, 0, [], fresh=True)
         self._loaded[stream_id] = loaded
+        self.own = self.own or loaded
         return loaded
 
     def say(self, loaded: Loaded[S], events: Sequence[Any]) -> Loaded[S]:
@@ -181,11 +184,6 @@ class Transaction:
     @property
     def streams(self) -> set[UUID]:
         return set(self._loaded)
-
-    @property
-    def first(self) -> Loaded[Any]:
-        """The stream that was loaded first: the command's own."""
-        return next(iter(self._loaded.values()))
 
     @property
     def rests_on_cache(self) -> bool:
@@ -297,11 +295,10 @@ class Commands:
 
     async def _replay(self, tx: Transaction, caller: Caller) -> Receipt[Any] | None:
         receipt = await self.store.reader.receipt(caller.command_id)
-        if receipt is None or not tx.streams:
+        if receipt is None or tx.own is None:
             return None
         position, result = receipt
-        first = tx.first
-        return await self._repeated(first.aggregate, first.stream_id, Repeat(position, caller.now, result), caller)
+        return await self._repeated(tx.own.aggregate, tx.own.stream_id, Repeat(position, caller.now, result), caller)
 
     async def _repeated(self, aggregate: Aggregate[S], stream_id: UUID, first: Repeat, caller: Caller) -> Receipt[S]:
         """The answer to a command that was here before, from the state of today."""
