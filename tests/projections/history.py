@@ -1,0 +1,153 @@
+"""A history made with the real commands: whatever they allow, in any order."""
+
+import random
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from tests.conftest_service import Service, by
+
+from sightline.adapters.ids import uuid7
+from sightline.commands import assets, attempts, jobs, model_slots, models, sessions
+from sightline.domain.jobs import AGGREGATE as JOB
+from sightline.domain.jobs import Artifact, Provenance
+from sightline.domain.kernel import Rejection
+from sightline.workers import lifecycle
+
+WORKERS = ("w1", "w2")
+
+
+class History:
+    """Random steps on a few streams of each kind, most of them refused; every kind of row comes about."""
+
+    def __init__(self, service: Service, seed: int) -> None:
+        self._service = service
+        self._random = random.Random(seed)
+        self._now = lifecycle.now()
+        self._ids: dict[str, list[UUID]] = {"job": [], "session": [], "asset": [], "model": []}
+
+    async def run(self, steps: int) -> None:
+        acts = [self.submit] * 3 + [self.attempt] * 8 + [self.ask] * 2 + [self.session, self.asset, self.model] * 2
+        for _ in range(steps):
+            self._now += timedelta(seconds=self._random.uniform(0, 20))
+            try:
+                await self._random.choice(acts)()
+            except Rejection:
+                continue  # Most of what can be asked makes no sense at that time; the log holds what did.
+
+    async def _run(self, handler: Any, command: Any) -> None:
+        await self._service.run(handler, command, by(self._random.choice("ab"), now=self._now))
+
+    def _any(self, kind: str) -> UUID:
+        return self._random.choice(self._ids[kind] or [uuid7()])
+
+    def _new(self, kind: str) -> UUID:
+        self._ids[kind].append(uuid7())
+        return self._ids[kind][-1]
+
+    async def submit(self) -> None:
+        layers = self._random.random() < 0.5
+        params: dict[str, Any] = {"num_layers": 3} if layers else {"sleep_s": self._random.random()}
+        submit = jobs.SubmitJob(
+            job_id=self._new("job"),
+            kind="layer-photo-realistic" if layers else "noop",
+            inputs=(self._any("asset"),) if layers else (),
+            params=params,
+            session_id=self._random.choice([None, self._any("session")]),
+            priority=self._random.randint(0, 9),
+            attempts_max=self._random.randint(1, 3),
+            pending_max=50,
+        )
+        await self._run(jobs.submit_job, submit)
+
+    async def attempt(self) -> None:
+        job_id = self._random.choice(self._ids["job"][-5:] or [uuid7()])
+        state, _, _ = await self._service.commands.state(JOB, job_id, read_tail=False)
+        worker = self._random.choice((state.worker, state.worker, *WORKERS)) or "w1"
+        number = max(1, state.attempt - (self._random.random() < 0.1))
+        step = self._random.choice(["start", "start", "progress", "complete", "fail", "confirm", "lose"])
+        held: dict[str, Any] = {"job_id": job_id, "attempt": number, "worker": worker}
+        match step:
+            case "start":
+                start = attempts.StartJob(job_id=job_id, worker=worker, lease_until=self._now)
+                await self._run(attempts.start_job, start)
+            case "progress":
+                percent = self._random.randint(0, 100)
+                progress = attempts.ReportProgress(**held, percent=percent, message="é\t" * percent)
+                await self._run(attempts.report_progress, progress)
+            case "complete":
+                await self._run(attempts.complete_job, attempts.CompleteJob(**held, **self._result(job_id)))
+            case "fail":
+                retryable = self._random.random() < 0.6
+                fail = attempts.FailJob(**held, code="x", message="why", retryable=retryable, retry_delay_s=3.5)
+                await self._run(attempts.fail_job, fail)
+            case "confirm":
+                await self._run(attempts.confirm_cancel, attempts.ConfirmCancel(**held))
+            case "lose":
+                await self._run(attempts.lose_lease, attempts.LoseLease(**held, retry_delay_s=0.1))
+
+    def _result(self, job_id: UUID) -> dict[str, Any]:
+        """Numbers and texts that survive a table only if nothing rounds or rewrites them."""
+        made = Artifact(name="a.png", object_key=f"k/{job_id}", sha256="a" * 64, size_bytes=1, content_type="image/png")
+        return {
+            "outputs": (made,) if self._random.random() < 0.7 else (),
+            "manifest": {"é": [1, 2.5, None, {"deep": 1e300}], "third": 1 / 3, "whole": 1.0},
+            "timings": {"run": self._random.random()},
+            "receipt": Provenance(input_sha256=("b" * 64,)),
+        }
+
+    async def ask(self) -> None:
+        job_id = self._any("job")
+        handler, command = self._random.choice(
+            [
+                (jobs.cancel_job, jobs.CancelJob(job_id=job_id)),
+                (jobs.delete_job, jobs.DeleteJob(job_id=job_id)),
+                (jobs.requeue_job, jobs.RequeueJob(job_id=job_id)),
+                (jobs.expire_job, jobs.ExpireJob(job_id=job_id)),
+            ]
+        )
+        await self._run(handler, command)
+
+    async def session(self) -> None:
+        create = sessions.CreateSession(session_id=self._new("session"), user_id=None, duration_s=600)
+        session_id = self._any("session")
+        handler, command = self._random.choice(
+            [
+                (sessions.create_session, create),
+                (sessions.attach_asset, sessions.AttachAsset(session_id=session_id, asset_id=self._any("asset"))),
+                (sessions.expire_session, sessions.ExpireSession(session_id=session_id)),
+                (sessions.close_session, sessions.CloseSession(session_id=session_id)),
+            ]
+        )
+        await self._run(handler, command)
+
+    async def asset(self) -> None:
+        code = "infected" if self._random.random() < 0.2 else None
+        if self._random.random() < 0.1:
+            await self._run(assets.delete_asset, assets.DeleteAsset(asset_id=self._any("asset")))
+        elif self._random.random() < 0.2:
+            request = assets.RequestUpload(
+                asset_id=self._new("asset"), filename="ü.png", content_type="image/png", size_bytes=1, purpose="image"
+            )
+            await self._run(assets.request_upload, request)
+        else:
+            await self._service.asset(self._new("asset"), code=code)
+
+    async def model(self) -> None:
+        model_id = self._any("model")
+        synced = models.CompleteSync(model_id=model_id, sha256="c" * 64, path="p", size_bytes=1, origin="cache")
+        register = models.RegisterModel(
+            model_id=self._new("model"), name="m", framework="onnx", task="depth", hf_repo="local/demo"
+        )
+        handler, command = self._random.choice(
+            [
+                (models.register_model, register),
+                (models.start_sync, models.StartSync(model_id=model_id)),
+                (models.complete_sync, synced),
+                (models.fail_sync, models.FailSync(model_id=model_id, error="no")),
+                (models.archive_model, models.ArchiveModel(model_id=model_id)),
+                (model_slots.activate_model, model_slots.ActivateModel(model_id=model_id)),
+                (model_slots.roll_back_model, model_slots.RollBackModel(model_id=model_id)),
+            ]
+        )
+        await self._run(handler, command)
