@@ -12,7 +12,6 @@ from alembic import context
 
 from sightline.adapters import settings
 from sightline.adapters.embedded.parts import Parts
-
 from sightline.adapters.postgres import sqlalchemy_url
 
 LOCK_TIMEOUT_MS = 5_000  # a migration that cannot have its lock gives up instead of queueing everybody behind it

@@ -29,7 +29,7 @@ from sightline.domain.events import AGGREGATES, EVENTS
 from sightline.domain.kernel import Rejection
 from sightline.http.app import create_app
 from sightline.http.problems import STATUSES
-from sightline.http.seeds.layered_images import FACADE
+from sightline.http.seeds.layered_images_shapes import FACADE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

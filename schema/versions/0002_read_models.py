@@ -145,11 +145,15 @@ CREATE TABLE jobs_v1 (
     started_at TIMESTAMP WITH TIME ZONE,
     finished_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT jobs_v1_pkey PRIMARY KEY (job_id),
-    CONSTRAINT jobs_v1_status_known CHECK (status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'expired', 'deleted')),
+    CONSTRAINT jobs_v1_status_known CHECK (
+        status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'expired', 'deleted')
+    ),
     CONSTRAINT jobs_v1_progress_percent CHECK (progress BETWEEN 0 AND 100),
     CONSTRAINT jobs_v1_priority_known CHECK (priority BETWEEN 0 AND 9),
     CONSTRAINT jobs_v1_processing_has_worker CHECK (status <> 'processing' OR worker IS NOT NULL),
-    CONSTRAINT jobs_v1_over_has_finished_at CHECK ((status IN ('completed', 'failed', 'cancelled', 'expired')) <= (finished_at IS NOT NULL)),
+    CONSTRAINT jobs_v1_over_has_finished_at CHECK (
+        (status IN ('completed', 'failed', 'cancelled', 'expired')) <= (finished_at IS NOT NULL)
+    ),
     CONSTRAINT jobs_v1_dead_letter_failed CHECK (NOT dead_letter OR status IN ('failed', 'deleted'))
 );
 

@@ -62,7 +62,7 @@ class Caller(Struct, frozen=True, kw_only=True):
         command_id: the same id sent twice is one command; its first outcome is returned again.
         correlation_id: one id from the first request to the last effect.
         causation_id: the command or the event (`event:<position>`) that led to this one.
-        request_digest: a keyed digest of the request, where an idempotency key made the command id; a repeat must match.
+        request_digest: of the request, keyed, where an idempotency key made the command id; a repeat must match it.
     """
 
     actor: str
