@@ -54,6 +54,26 @@ BEGIN
     END IF;
     v_now := clock_timestamp();
 
+    -- A lone command that finds everything as it expects, the usual case at rest, needs no sets: the same steps on
+    -- scalars take a third of the time. Whatever else it finds is said below.
+    IF cardinality(c_id) = 1 AND cardinality(x_n) = 1 AND cardinality(e_n) = 1 AND cardinality(g_n) = 0 THEN
+        IF NOT EXISTS (SELECT FROM receipts AS r WHERE r.command_id = c_id[1]) AND x_version[1] = coalesce(
+            (SELECT e.version FROM events AS e WHERE e.stream_id = x_stream[1] ORDER BY e.version DESC LIMIT 1), 0
+        ) THEN
+            v_base := coalesce((SELECT e.position FROM events AS e ORDER BY e.position DESC LIMIT 1), 0);
+            INSERT INTO receipts (command_id, position, result, recorded_at)
+            VALUES (c_id[1], v_base + 1, c_result[1], v_now);
+            INSERT INTO events (position, stream_id, version, topic, data, metadata, recorded_at)
+            VALUES (v_base + 1, e_stream[1], e_version[1], e_topic[1], e_data[1], e_metadata[1], v_now);
+            n := 0;
+            outcome := 'appended';
+            "position" := v_base;
+            recorded_at := v_now;
+            RETURN NEXT;
+            RETURN;
+        END IF;
+    END IF;
+
     SELECT array_agg(c.n) INTO v_repeats
     FROM unnest(c_id) WITH ORDINALITY AS c (id, n),
          LATERAL (SELECT 1 FROM receipts AS r WHERE r.command_id = c.id LIMIT 1) AS seen;
@@ -105,7 +125,7 @@ BEGIN
 
     -- A command with no events still leaves its receipt, at the position where it found nothing to say.
     INSERT INTO receipts (command_id, position, result, recorded_at)
-    SELECT c.id, v_base + sum(c.events) OVER (ORDER BY c.n), c.result, v_now
+    SELECT c.id, v_base + sum(c.events) OVER (ROWS UNBOUNDED PRECEDING), c.result, v_now
     FROM unnest(c_id, c_events, c_result) WITH ORDINALITY AS c (id, events, result, n)
     WHERE c.n <> ALL (v_losers);
 

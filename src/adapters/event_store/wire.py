@@ -2,13 +2,14 @@
 
 Each command renders its own elements when it is queued, while another batch is in flight; making the batch is then a
 join per column. Against JSON parameters, which the server parses twice, this halved the server's time per command
-(docs/decisions/0002-binary-arrays.md).
+(docs/decisions/0001-binary-arrays.md).
 
 Format: https://www.postgresql.org/docs/current/protocol-overview.html#PROTOCOL-FORMAT-CODES, array_recv in the
 server's source: dimensions, has-null, element oid, then per dimension length and lower bound, then the elements, each
 preceded by its length in bytes (−1: null).
 """
 
+import re
 import struct
 from collections.abc import Sequence
 from struct import Struct as Packer
@@ -78,14 +79,14 @@ class Rendered(Struct, frozen=True):
     Attributes:
         columns: the elements of every column but the ordinals, each with its length.
         counts: expectations, guards and events, which is how often the ordinal is repeated.
-        writes, looks: the streams that it writes, and those that it only looked at.
+        writes, touches: the streams that it writes, and all that it rests on; bytes, since a UUID hashes slowly.
     """
 
     command_id: UUID
     columns: tuple[bytes, ...]
     counts: tuple[int, int, int]
-    writes: frozenset[UUID]
-    looks: frozenset[UUID]
+    writes: frozenset[bytes]
+    touches: frozenset[bytes]
     size_bytes: int
 
 
@@ -156,7 +157,8 @@ def render(append: Append) -> Rendered:
     Raises:
         NotStorable: a number is beyond bigint, a text beyond UTF-8, a result or key beyond RETURNED_BYTES_MAX.
     """
-    if any(len(text) > RETURNED_BYTES_MAX for text in (append.result or b"", *(one.key for one in append.guards))):
+    returned = [append.result or b"", *(one.key for one in append.guards)]
+    if max(map(len, returned)) > RETURNED_BYTES_MAX:
         raise NotStorable(f"a result or a counter's key is more than {RETURNED_BYTES_MAX} bytes")
     try:
         columns = _columns(append)
@@ -166,8 +168,8 @@ def render(append: Append) -> Rendered:
         command_id=append.command_id,
         columns=columns,
         counts=(len(append.expectations), len(append.guards), len(append.events)),
-        writes=frozenset(one.stream_id for one in append.expectations if one.writes),
-        looks=frozenset(one.stream_id for one in append.expectations if not one.writes),
+        writes=frozenset([one.stream_id.bytes for one in append.expectations if one.writes]),
+        touches=frozenset([one.stream_id.bytes for one in append.expectations]),
         size_bytes=sum(map(len, columns)),
     )
 
@@ -224,6 +226,20 @@ class _ArrayDumper(Dumper):
 
     def dump(self, obj: _Array) -> Buffer:
         return obj.payload
+
+
+# The same statement for `channel`, which has no need of psycopg's dumpers: numbered parameters, and their types.
+PREPARED = b"".join(
+    text + b"$%d" % number if number < len(_COLUMNS) + 2 else text
+    for number, text in enumerate(re.split(rb"%[sb]", STATEMENT), 1)
+)
+OIDS = [2950, *(_OIDS[_Integers if isinstance(kind, str) else kind][0] for kind in _COLUMNS)]
+
+
+def payloads(epoch: UUID, batch: Sequence[Rendered]) -> list[bytes]:
+    """The parameters as `channel` sends them."""
+    _, *arrays = parameters(epoch, batch)
+    return [epoch.bytes, *(array.payload for array in arrays)]
 
 
 def register(context: AdaptContext) -> None:

@@ -20,17 +20,20 @@ from msgspec import Struct
 from ...domain.kernel import Rejection
 from .. import metrics, postgres
 from . import wire
+from .channel import Channel, Row
 from .wire import Append, Rendered
 
 BATCH_EVENTS_MAX = 512
 BATCH_BYTES_MAX = 4 * 1024 * 1024
-HALVED_FROM_COMMANDS = 16
+HALVED_FROM_COMMANDS = 64
 QUEUE_COMMANDS_MAX = 10_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 QUEUE_AGE_MAX_S = 5.0
 RESEND_MAX_S = 60.0
 RESEND_PAUSE_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+CLOSING_RESEND_MAX_S = 2.0
 STATEMENT_TIMEOUT_MS = 30_000
+CALL_TIMEOUT_S = 40.0  # longer than the server's own; past it the connection is held for lost
 EPOCH_MOVED = "SL001"
 READ_ONLY = "25006"  # a standby that was promoted too late, or not yet
 DEAD_WRITER_EXIT = 70  # EX_SOFTWARE
@@ -132,7 +135,7 @@ class Writer:
         self._queue: deque[_Queued] = deque()
         self._queue_bytes = 0
         self._wake = asyncio.Event()
-        self._connection: psycopg.AsyncConnection | None = None
+        self._channel: Channel | None = None
         self._epoch: UUID | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
@@ -148,13 +151,12 @@ class Writer:
         self._task.add_done_callback(self._ended)
 
     async def close(self) -> None:
-        """Append what is queued, then stop."""
+        """Append what is queued, then stop; a database that does not answer is not waited for."""
         self._closing = True
         self._wake.set()
         if self._task is not None:
             await asyncio.wait({self._task})
-        if self._connection is not None:
-            await self._connection.close()
+        await self._disconnect()
 
     @property
     def epoch(self) -> UUID | None:
@@ -215,7 +217,7 @@ class Writer:
         batch: list[_Queued] = []
         held: list[_Queued] = []
         events = size_bytes = 0
-        written: set[UUID] = set()
+        written: set[bytes] = set()
         commands: set[UUID] = set()
         # With half of them under way and half already rendered, the server works while this process resumes those
         # who wait; all at once they would take turns. Of few, a second call costs more than it gains.
@@ -231,7 +233,7 @@ class Writer:
             if one.future.done():  # its waiter was cancelled before it was sent
                 self._queue_bytes -= rendered.size_bytes
                 continue
-            if rendered.command_id in commands or not written.isdisjoint(rendered.writes | rendered.looks):
+            if rendered.command_id in commands or not written.isdisjoint(rendered.touches):
                 written |= rendered.writes
                 held.append(one)
                 continue
@@ -271,7 +273,7 @@ class Writer:
             return
         self._resolve(batch, rows)
 
-    def _resolve(self, batch: list[_Queued], rows: list[tuple[int, str, int, bytes | None, datetime]]) -> None:
+    def _resolve(self, batch: list[_Queued], rows: list[Row]) -> None:
         others = {n: (outcome, position, result, at) for n, outcome, position, result, at in rows}
         _, position, _, recorded_at = others.pop(0)
         before = position
@@ -289,7 +291,7 @@ class Writer:
         if position > before:
             self._on_append(position)
 
-    async def _send(self, batch: list[_Queued]) -> list[tuple[int, str, int, bytes | None, datetime]]:
+    async def _send(self, batch: list[_Queued]) -> list[Row]:
         """One statement; over a lost connection the same batch again, recognised by its command ids.
 
         Raises:
@@ -297,11 +299,11 @@ class Writer:
             _EpochMoved: the log was restored or promoted since the batch was decided.
             psycopg.Error: the batch itself is at fault.
         """
-        deadline = time.monotonic() + RESEND_MAX_S
+        began = time.monotonic()
         attempt = 0
         while True:
             try:
-                if self._connection is None:
+                if self._channel is None:
                     await self._connect()
                 if any(one.epoch != self._epoch for one in batch):
                     raise _EpochMoved
@@ -310,42 +312,43 @@ class Writer:
                 if not _is_passing(error):
                     raise
                 await self._disconnect()
-                if time.monotonic() > deadline:
-                    raise StoreUnavailable(f"no answer for {RESEND_MAX_S} s: {error}") from error
+                if time.monotonic() - began > (CLOSING_RESEND_MAX_S if self._closing else RESEND_MAX_S):
+                    raise StoreUnavailable(f"the database does not answer: {_primary(error)}") from error
                 pause_s = RESEND_PAUSE_S[min(attempt, len(RESEND_PAUSE_S) - 1)]
                 attempt += 1
                 log.warning("append_resent", commands=len(batch), attempt=attempt, error=_primary(error))
                 metrics.APPEND_RESENDS.inc()
                 await asyncio.sleep(pause_s)
 
-    async def _call(self, batch: list[_Queued]) -> list[tuple[int, str, int, bytes | None, datetime]]:
-        assert self._connection is not None
+    async def _call(self, batch: list[_Queued]) -> list[Row]:
+        assert self._channel is not None
         assert self._epoch is not None
         started = time.perf_counter()
-        cursor = self._connection.cursor()
-        await cursor.execute(wire.STATEMENT, wire.parameters(self._epoch, [one.rendered for one in batch]))
-        rows = await cursor.fetchall()
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                rows = await self._channel.call(wire.payloads(self._epoch, [one.rendered for one in batch]))
+        except TimeoutError as error:
+            raise psycopg.OperationalError(f"no answer within {CALL_TIMEOUT_S} s") from error
         metrics.APPEND_SECONDS.observe(time.perf_counter() - started)
         return rows
 
     async def _connect(self) -> None:
         connection = await postgres.connect(self._dsn, prepare=self._prepare)
         try:
-            wire.register(connection)
             await connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}")
             row = await (await connection.execute("SELECT epoch FROM log_head")).fetchone()
             assert row is not None, "the log has no head: the database is not migrated"
-            self._epoch = row[0]
+            self._channel = Channel(connection, prepare=self._prepare)
         except BaseException:
             await connection.close()
             raise
-        self._connection = connection
+        self._epoch = row[0]
         self._on_epoch(row[0])
 
     async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
 
 
 def _other(outcome: str, position: int, result: bytes | None, at: datetime) -> Outcome:
