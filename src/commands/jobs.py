@@ -1,6 +1,5 @@
 """Commands of whoever asks for a job. Those of its worker and of the clock are in `attempts`."""
 
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -144,13 +143,10 @@ def say(tx: Transaction, job: Loaded[Job], events: list[jobs.Event], *, pending_
     kind = submitted.kind
     refusal = QueueFull(f"{pending_max} {kind} jobs are waiting", retry_after_s=5)
     tx.guard(pending_key(kind), 1 if waits else -1, pending_max if waits else None, refusal)
-    if waits:
-        tx.waiting(job.stream_id, kind, submitted.priority, since=_due(job.state, submitted.at))
+    if jobs.is_due(job.state, tx.caller.now):
+        # A retry that has to wait is offered by the clock when its time has come: a worker would only drop it.
+        tx.waiting(job.stream_id, kind, submitted.priority, since=submitted.at)
     return job
-
-
-def _due(job: Job, submitted_at: datetime) -> datetime:
-    return job.not_before or submitted_at
 
 
 def pending_key(kind: str) -> str:

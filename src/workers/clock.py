@@ -28,6 +28,7 @@ from .lifecycle import Services, now, pause
 
 TICK_S = 1.0
 PER_TICK_MAX = 1_000
+GUARD_ROWS_KEPT = 100  # of each counter
 TIMEOUT_GRACE_S = 10  # a worker ends its own overruns; the clock only those of a worker that fails to
 ACTOR = "clock"
 
@@ -57,6 +58,7 @@ class Clock:
             self.reap_leases,
             self.time_out_jobs,
             self.refill_hints,
+            self.prune_guards,
         )
 
     async def expire_sessions(self, moment: datetime) -> None:
@@ -101,6 +103,11 @@ class Clock:
         await self._services.hints.offer(
             Candidate(row.job_id, row.kind, row.priority, row.not_before or row.created_at) for row in waiting
         )
+
+    async def prune_guards(self, _: datetime) -> None:
+        """A counter is its newest row; the others go, some aside for whoever wonders."""
+        async with self._services.store.pool.connection() as connection:
+            await connection.execute("SELECT prune_guards(%s)", (GUARD_ROWS_KEPT,))
 
     def _delay_s(self, row: JobRow) -> float:
         base_s = self._services.settings.job_retry_base_s

@@ -130,7 +130,6 @@ def test_a_client_that_leaves_is_no_error_of_ours(running: Running) -> None:
     assert [line for line in running.lines() if line["level"] in {"error", "critical"}] == []
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="the workflow is written for curl")
 def test_the_documented_workflow_with_curl(running: Running, tmp_path: Path) -> None:
     (tmp_path / "image.jpg").write_bytes(picture(kind="JPEG"))
 
