@@ -25,7 +25,7 @@ from .wire import Append, Rendered
 
 BATCH_EVENTS_MAX = 512
 BATCH_BYTES_MAX = 4 * 1024 * 1024
-HALVED_FROM_COMMANDS = 64
+HALVED_FROM_COMMANDS = 48
 QUEUE_COMMANDS_MAX = 10_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 QUEUE_AGE_MAX_S = 5.0
@@ -134,6 +134,7 @@ class Writer:
         self._prepare = prepare
         self._queue: deque[_Queued] = deque()
         self._queue_bytes = 0
+        self._answered = 0  # commands of the batch before
         self._wake = asyncio.Event()
         self._channel: Channel | None = None
         self._epoch: UUID | None = None
@@ -205,9 +206,11 @@ class Writer:
                     return
                 self._wake.clear()
                 await self._wake.wait()
+                self._answered = 0  # whoever was to come back has
             batch = self._gather()
             if batch:
                 await self._settle(batch)
+            self._answered = len(batch)
 
     def _gather(self) -> list[_Queued]:
         """The next batch: in order, up to the caps, no command beside one whose streams it touches.
@@ -219,9 +222,11 @@ class Writer:
         events = size_bytes = 0
         written: set[bytes] = set()
         commands: set[UUID] = set()
-        # With half of them under way and half already rendered, the server works while this process resumes those
-        # who wait; all at once they would take turns. Of few, a second call costs more than it gains.
-        share = len(self._queue) if len(self._queue) < HALVED_FROM_COMMANDS else (len(self._queue) + 1) // 2
+        # Who was just answered comes back while this batch is under way. So that they meet in two groups that take
+        # turns with the server, not in one that waits with it, a batch is half of all of them; of few, a second call
+        # costs more than it gains.
+        around = len(self._queue) + self._answered
+        share = len(self._queue) if around < HALVED_FROM_COMMANDS else (around + 1) // 2
         while self._queue and len(batch) < share:
             one = self._queue[0]
             rendered = one.rendered
