@@ -1,10 +1,12 @@
 """Commands of a job's worker, and of the clock about it. All are fenced by the attempt's number."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from ..domain import attempts, jobs
 from ..domain.jobs import Artifact, Job, Provenance
@@ -66,73 +68,37 @@ class TimeOutJob(Struct, frozen=True, kw_only=True):
 
 
 async def start_job(tx: Transaction, command: StartJob) -> Loaded[Job]:
-    job = await tx.load(jobs.AGGREGATE, command.job_id)
-    events = attempts.start(job.state, worker=command.worker, lease_until=command.lease_until, now=tx.caller.now)
-    return say(tx, job, events)
+    return await _decide(tx, command.job_id, command, attempts.start)
 
 
 async def report_progress(tx: Transaction, command: ReportProgress) -> Loaded[Job]:
-    job = await tx.load(jobs.AGGREGATE, command.job_id)
-    events = attempts.report_progress(
-        job.state,
-        attempt=command.attempt,
-        worker=command.worker,
-        percent=command.percent,
-        message=command.message,
-        now=tx.caller.now,
-    )
-    return say(tx, job, events)
+    return await _decide(tx, command.job_id, command, attempts.report_progress)
 
 
 async def complete_job(tx: Transaction, command: CompleteJob) -> Loaded[Job]:
-    job = await tx.load(jobs.AGGREGATE, command.job_id)
-    events = attempts.complete(
-        job.state,
-        attempt=command.attempt,
-        worker=command.worker,
-        outputs=command.outputs,
-        manifest=command.manifest,
-        timings=command.timings,
-        receipt=command.receipt,
-        now=tx.caller.now,
-    )
-    return say(tx, job, events)
+    return await _decide(tx, command.job_id, command, attempts.complete)
 
 
 async def fail_job(tx: Transaction, command: FailJob) -> Loaded[Job]:
-    job = await tx.load(jobs.AGGREGATE, command.job_id)
-    events = attempts.fail(
-        job.state,
-        attempt=command.attempt,
-        worker=command.worker,
-        code=command.code,
-        message=command.message,
-        retryable=command.retryable,
-        retry_delay_s=command.retry_delay_s,
-        now=tx.caller.now,
-    )
-    return say(tx, job, events)
+    return await _decide(tx, command.job_id, command, attempts.fail)
 
 
 async def confirm_cancel(tx: Transaction, command: ConfirmCancel) -> Loaded[Job]:
-    job = await tx.load(jobs.AGGREGATE, command.job_id)
-    events = attempts.confirm_cancel(job.state, attempt=command.attempt, worker=command.worker, now=tx.caller.now)
-    return say(tx, job, events)
+    return await _decide(tx, command.job_id, command, attempts.confirm_cancel)
 
 
 async def lose_lease(tx: Transaction, command: LoseLease) -> Loaded[Job]:
-    job = await tx.load(jobs.AGGREGATE, command.job_id)
-    events = attempts.lose_lease(
-        job.state,
-        attempt=command.attempt,
-        worker=command.worker,
-        retry_delay_s=command.retry_delay_s,
-        now=tx.caller.now,
-    )
-    return say(tx, job, events)
+    return await _decide(tx, command.job_id, command, attempts.lose_lease)
 
 
 async def time_out_job(tx: Transaction, command: TimeOutJob) -> Loaded[Job]:
-    job = await tx.load(jobs.AGGREGATE, command.job_id)
-    events = attempts.time_out(job.state, attempt=command.attempt, worker=command.worker, now=tx.caller.now)
-    return say(tx, job, events)
+    return await _decide(tx, command.job_id, command, attempts.time_out)
+
+
+async def _decide(
+    tx: Transaction, job_id: UUID, command: Struct, decision: Callable[..., list[jobs.Event]]
+) -> Loaded[Job]:
+    """Load the job and decide; a command's other fields are the decision's arguments, one by one."""
+    job = await tx.load(jobs.AGGREGATE, job_id)
+    arguments = {name: value for name, value in asdict(command).items() if name != "job_id"}
+    return say(tx, job, decision(job.state, **arguments, now=tx.caller.now))
