@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.conftest_parts",
     "tests.conftest_objects",
     "tests.conftest_log",
+    "tests.conftest_library",
     "tests.conftest_service",
     "tests.conftest_up",
 ]
