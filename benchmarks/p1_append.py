@@ -23,6 +23,7 @@ import uvloop
 from eventsourcing.persistence import StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from msgspec import Struct
+from prometheus_client import REGISTRY
 
 from sightline.adapters import postgres
 from sightline.adapters.embedded.binaries import pgbench_path
@@ -60,17 +61,30 @@ class Load(Struct, frozen=True):
 LOADS = (Load(1), Load(8), Load(32), Load(128), Load(32, 4), Load(32, 16))
 
 
-async def append_for(dsn: str, writers: int, seconds: float) -> float:
-    """Our store: appends per second of `writers` tasks in this process."""
+def calls_so_far() -> tuple[float, float]:
+    """How many calls of append_batch this process made, and the seconds that it waited for them."""
+    names = ("sightline_append_seconds_count", "sightline_append_seconds_sum")
+    count, total_s = (REGISTRY.get_sample_value(name) or 0.0 for name in names)
+    return count, total_s
+
+
+async def append_for(dsn: str, writers: int, seconds: float) -> tuple[float, float, float]:
+    """Our store, `writers` tasks in this process: appends per second, calls per second, share of time in calls."""
     async with open_event_store(dsn, EVENTS) as store:
         streams = [[uuid7() for _ in range(STREAMS_PER_WRITER)] for _ in range(writers)]
         counts = [0] * writers
         ends = time.perf_counter() + WARM_UP_S
         await asyncio.gather(*(_writer(store, streams[n], counts, n, ends) for n in range(writers)))
-        before, began = sum(counts), time.perf_counter()
+        before, (calls, waited_s), began = sum(counts), calls_so_far(), time.perf_counter()
         ends = began + seconds
         await asyncio.gather(*(_writer(store, streams[n], counts, n, ends) for n in range(writers)))
-        return (sum(counts) - before) / (time.perf_counter() - began)
+        took_s = time.perf_counter() - began
+        calls_after, waited_after_s = calls_so_far()
+        return (
+            (sum(counts) - before) / took_s,
+            (calls_after - calls) / took_s,
+            (waited_after_s - waited_s) / took_s,
+        )
 
 
 async def _writer(store: EventStore, streams: list[UUID], counts: list[int], number: int, ends: float) -> None:
@@ -168,8 +182,8 @@ def pgbench_for(dsn: str, load: Load, seconds: float) -> float:
     return float(line.split()[2])
 
 
-def in_processes(subject: str, dsn: str, load: Load, seconds: float) -> float:
-    """The sum over fresh processes, each with its share of the writers, which begin when the last one is ready."""
+def in_processes(subject: str, dsn: str, load: Load, seconds: float) -> list[float]:
+    """Sums over fresh processes, each with its share of the writers, which begin when the last one is ready."""
     command = [sys.executable, "-m", "benchmarks.p1_append", subject, dsn]
     share = str(load.writers // load.processes)
     children = [
@@ -186,7 +200,7 @@ def in_processes(subject: str, dsn: str, load: Load, seconds: float) -> float:
     outputs = [child.communicate()[0] for child in children]
     if any(child.returncode for child in children):
         raise RuntimeError(f"{subject} failed under {load}")
-    return sum(map(float, outputs))
+    return [sum(column) for column in zip(*(map(float, output.split()) for output in outputs), strict=True)]
 
 
 def run(*, rounds: int, seconds: float, loads: Sequence[Load] = LOADS) -> None:
@@ -201,15 +215,40 @@ def run(*, rounds: int, seconds: float, loads: Sequence[Load] = LOADS) -> None:
         stock.datastore.close()
         cells = measure.in_turn(
             {
-                "sightline": lambda load: in_processes("ours", dsn, load, seconds),
-                "eventsourcing": lambda load: in_processes("stock", dsn, load, seconds),
+                "sightline": lambda load: in_processes("ours", dsn, load, seconds)[0],
+                "eventsourcing": lambda load: in_processes("stock", dsn, load, seconds)[0],
                 "pgbench": lambda load: pgbench_for(dsn, load, seconds),
             },
             loads,
             rounds=rounds,
             title="P1",
         )
-    report(cells, loads, rounds=rounds, seconds=seconds)
+        report(cells, loads, rounds=rounds, seconds=seconds)
+        explain(dsn, loads, seconds=seconds)
+
+
+def explain(dsn: str, loads: Sequence[Load], *, seconds: float) -> None:
+    """Why it stops where it does: what one more taking of each load spends its time on."""
+    rows = []
+    for load in loads:
+        rate, calls, share = in_processes("ours", dsn, load, seconds)
+        call_ms, outside = 1000 * share / calls, max(0.0, 1 - share / load.processes)
+        own_us = 1e6 * outside * load.processes / rate
+        in_calls = (f"{call_ms:.2f}", f"{1000 * call_ms * calls / rate:.0f}", f"{share / load.processes:.0%}")
+        rows.append((str(load), f"{rate / calls:.1f}", *in_calls, f"{own_us:.0f}"))
+    measure.show(
+        "P1: where the time goes",
+        ("load", "commands a call", "ms a call", "µs a command in calls", "in calls", "µs a command outside"),
+        rows,
+        "p1_where",
+        (
+            (
+                "A call is append_batch with its lock, its lookups, its rows and its flush; between processes it is the"
+                " wait for the lock as well. Calls of one process do not overlap, so its rate is one over both columns"
+                " of µs together; what is outside is this process, resuming writers and rendering their next commands."
+            ),
+        ),
+    )
 
 
 def report(cells: dict[str, dict[Load, Cell]], loads: Sequence[Load], *, rounds: int, seconds: float) -> None:
@@ -264,11 +303,11 @@ def plot(cells: dict[str, dict[Load, Cell]], loads: Sequence[Load]) -> None:
 @click.argument("writers", type=int)
 @click.argument("seconds", type=float)
 def main(subject: str, dsn: str, writers: int, seconds: float) -> None:
-    """One process's share: says that it is ready, waits for a line, prints its appends per second."""
+    """One process's share: says that it is ready, waits for a line, prints its figures, appends per second first."""
     click.echo("ready")
     sys.stdin.readline()
     if subject == "ours":
-        click.echo(uvloop.run(append_for(dsn, writers, seconds)))
+        click.echo(" ".join(map(str, uvloop.run(append_for(dsn, writers, seconds)))))
     else:
         click.echo(stock_for(dsn, writers, seconds))
 
