@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -13,10 +14,14 @@ import pytest_asyncio
 from eventsourcing.persistence import StoredEvent
 from msgspec import Struct
 from psycopg import sql
+from psycopg.abc import AdaptContext, Buffer
+from psycopg.adapt import Dumper
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import Format
 
 from sightline.adapters import postgres
 from sightline.adapters.embedded.postgres import ROLE, PostgresServer
+from sightline.adapters.event_store import wire
 from sightline.adapters.event_store.store import EventStore, open_event_store
 from sightline.adapters.event_store.wire import Append, Expectation, Guard
 from sightline.domain.events import EVENTS
@@ -132,3 +137,19 @@ def assert_whole(rows: Sequence[tuple[int, UUID, int]]) -> None:
         assert position == n
         assert version == versions.get(stream, 0) + 1
         versions[stream] = version
+
+
+class ArrayDumper(Dumper):
+    """A column of a batch as psycopg sends it, for tests that call append_batch without the writer's channel."""
+
+    format = Format.BINARY
+
+    def dump(self, obj: Any) -> Buffer:
+        payload: bytes = obj.payload
+        return payload
+
+
+def register_arrays(context: AdaptContext) -> None:
+    """Teach one connection the parameters of wire.STATEMENT."""
+    for kind, (oid, _) in wire._OIDS.items():
+        context.adapters.register_dumper(kind, type(f"{kind.__name__}Dumper", (ArrayDumper,), {"oid": oid}))

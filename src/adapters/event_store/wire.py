@@ -18,9 +18,6 @@ from uuid import UUID
 
 from eventsourcing.persistence import StoredEvent
 from msgspec import Struct
-from psycopg.abc import AdaptContext, Buffer
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
 
 from .codec import NotStorable
 
@@ -221,14 +218,7 @@ def _array(kind: type[_Array], length: int, elements: bytes) -> _Array:
     return kind(_header(1, 1, oid, length, 1) + elements)
 
 
-class _ArrayDumper(Dumper):
-    format = Format.BINARY
-
-    def dump(self, obj: _Array) -> Buffer:
-        return obj.payload
-
-
-# The same statement for `channel`, which has no need of psycopg's dumpers: numbered parameters, and their types.
+# The statement as `channel` prepares it: numbered parameters, and their types.
 PREPARED = b"".join(
     text + b"$%d" % number if number < len(_COLUMNS) + 2 else text
     for number, text in enumerate(re.split(rb"%[sb]", STATEMENT), 1)
@@ -240,9 +230,3 @@ def payloads(epoch: UUID, batch: Sequence[Rendered]) -> list[bytes]:
     """The parameters as `channel` sends them."""
     _, *arrays = parameters(epoch, batch)
     return [epoch.bytes, *(array.payload for array in arrays)]
-
-
-def register(context: AdaptContext) -> None:
-    """Teach one connection the arrays above."""
-    for kind, (oid, _) in _OIDS.items():
-        context.adapters.register_dumper(kind, type(f"{kind.__name__}Dumper", (_ArrayDumper,), {"oid": oid}))

@@ -10,7 +10,7 @@ import sys
 from uuid import uuid4
 
 import psycopg
-from tests.conftest_log import METADATA, event
+from tests.conftest_log import METADATA, event, register_arrays
 
 from sightline.adapters import postgres
 from sightline.adapters.event_store import wire
@@ -55,7 +55,7 @@ async def append_on(dsn: str, writers: int, events: int) -> None:
 
 def append_in_three_messages(dsn: str) -> None:
     with psycopg.connect(dsn) as connection:  # not autocommit: BEGIN goes before the call, COMMIT after it
-        wire.register(connection)
+        register_arrays(connection)
         epoch = connection.execute("SELECT epoch FROM log_head").fetchone()
         connection.commit()
         assert epoch is not None

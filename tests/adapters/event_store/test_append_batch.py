@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from tests.conftest_log import LogDatabase, assert_whole, command, log_rows
+from tests.conftest_log import LogDatabase, assert_whole, command, log_rows, register_arrays
 
 from sightline.adapters import postgres
 from sightline.adapters.event_store import wire
@@ -21,7 +21,7 @@ class Log:
     def __init__(self, connection: psycopg.Connection) -> None:
         self.connection = connection
         postgres.adapt(connection)
-        wire.register(connection)
+        register_arrays(connection)
         self.epoch = self.one("SELECT epoch FROM log_head")
 
     def one(self, query: str) -> Any:
