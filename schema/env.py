@@ -16,7 +16,8 @@ from sightline.adapters.postgres import sqlalchemy_url
 
 LOCK_TIMEOUT_MS = 5_000  # a migration that cannot have its lock gives up instead of queueing everybody behind it
 
-metadata = runpy.run_path(str(Path(__file__).with_name("tables.py")))["metadata"]
+# tables.py, and beside it one file per room that keeps tables of its own.
+metadata = [runpy.run_path(str(path))["metadata"] for path in sorted(Path(__file__).parent.glob("tables*.py"))]
 
 
 def migrate(connection: sa.Connection) -> None:

@@ -7,28 +7,21 @@ servers that `DATABASE_URL`, `REDIS_URL` and `S3_ENDPOINT_URL` name.
 import http.client
 import json
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import click
 import psycopg
-import uvloop
 
-from .adapters import logs, postgres, settings
-from .adapters.embedded.charges import ProcessSpec
-from .adapters.embedded.part import PartError
-from .adapters.embedded.parts import Parts
-from .adapters.embedded.supervisor import Supervisor
-from .adapters.settings import Settings
+from ..adapters import logs, postgres, settings
+from ..adapters.embedded.charges import ProcessSpec
+from ..adapters.embedded.parts import Parts
+from ..adapters.embedded.supervisor import Supervisor
+from ..adapters.settings import Settings
+from .shared import clear_errors, data_dir_option, given_settings, migrated, parts, run_async, scalar, with_services
 
 READY_PROBE_TIMEOUT_S = 1.0
-
-data_dir_option = click.option(
-    "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where embedded parts keep everything."
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,8 +37,8 @@ def main() -> None:
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
 def up(data_dir: Path | None, host: str | None, port: int | None, workers: int) -> None:
     """Start everything: parts, migrations, API, projector, workers and clock, and keep them running."""
-    given = _settings(data_dir=data_dir, host=host, port=port)
-    with _clear_errors():
+    given = given_settings(data_dir=data_dir, host=host, port=port)
+    with clear_errors():
         settings.require_loopback(given.host)
     logs.configure(given)
 
@@ -62,7 +55,7 @@ def up(data_dir: Path | None, host: str | None, port: int | None, workers: int) 
     def on_ready() -> None:
         click.echo(f"Sightline is ready: {given.public_url}  (docs: {given.public_url}/docs)", err=True)
 
-    with _clear_errors():
+    with clear_errors():
         sys.exit(Supervisor(Parts(given, attach=False), plan, on_ready=on_ready).run())
 
 
@@ -72,9 +65,9 @@ def up(data_dir: Path | None, host: str | None, port: int | None, workers: int) 
 @click.option("--port", type=click.IntRange(1, 65535), help="Where the API listens.")
 def serve(data_dir: Path | None, host: str | None, port: int | None) -> None:
     """Run the API alone."""
-    from .http import server  # noqa: PLC0415  # each process loads only its own floor
+    from ..http import server  # noqa: PLC0415  # each process loads only its own floor
 
-    with _parts(data_dir=data_dir, host=host, port=port) as ready:
+    with parts(data_dir=data_dir, host=host, port=port) as ready:
         server.serve(ready)
 
 
@@ -82,30 +75,30 @@ def serve(data_dir: Path | None, host: str | None, port: int | None) -> None:
 @data_dir_option
 def project(data_dir: Path | None) -> None:
     """Run the projector alone."""
-    from .workers import lifecycle, projector  # noqa: PLC0415  # as above
+    from ..workers import lifecycle, projector  # noqa: PLC0415  # as above
 
-    with _parts(data_dir=data_dir) as ready:
-        _run(lifecycle.run_until_stopped(lambda stopping: projector.run(ready, stopping), "projector"))
+    with parts(data_dir=data_dir) as ready:
+        run_async(lifecycle.run_until_stopped(lambda stopping: projector.run(ready, stopping), "projector"))
 
 
 @main.command()
 @data_dir_option
 def work(data_dir: Path | None) -> None:
     """Run one worker alone."""
-    from .workers import inference  # noqa: PLC0415  # as above
+    from ..workers import inference  # noqa: PLC0415  # as above
 
-    with _parts(data_dir=data_dir) as ready:
-        _run(_with_services(ready, inference.run, "worker"))
+    with parts(data_dir=data_dir) as ready:
+        run_async(with_services(ready, inference.run, "worker"))
 
 
 @main.command()
 @data_dir_option
 def tick(data_dir: Path | None) -> None:
     """Run the clock alone: expiry, leases, timeouts, refill of hints."""
-    from .workers import clock  # noqa: PLC0415  # as above
+    from ..workers import clock  # noqa: PLC0415  # as above
 
-    with _parts(data_dir=data_dir) as ready:
-        _run(_with_services(ready, clock.run, "clock"))
+    with parts(data_dir=data_dir) as ready:
+        run_async(with_services(ready, clock.run, "clock"))
 
 
 @main.command()
@@ -113,7 +106,7 @@ def tick(data_dir: Path | None) -> None:
 @click.option("--revision", default="head", show_default=True, help="Where to go; a migration's id, or head.")
 def migrate(data_dir: Path | None, revision: str) -> None:
     """Bring the database's schema up to date."""
-    with _parts(data_dir=data_dir) as ready:
+    with parts(data_dir=data_dir) as ready:
         postgres.migrate(ready.database_direct_url or ready.database_url, revision)
         click.echo(f"The schema is at {revision}.")
 
@@ -125,8 +118,8 @@ def migrate(data_dir: Path | None, revision: str) -> None:
 @click.option("--stream", type=click.UUID, help="One stream's events alone.")
 def events(data_dir: Path | None, after: int, limit: int | None, stream: UUID | None) -> None:
     """Print the log, one JSON object per line."""
-    with _parts(data_dir=data_dir) as ready, psycopg.connect(ready.database_url) as connection:
-        _migrated(connection)
+    with parts(data_dir=data_dir) as ready, psycopg.connect(ready.database_url) as connection:
+        migrated(connection)
         with connection.cursor(name="events") as cursor:
             cursor.execute(
                 "SELECT json_build_object('position', position, 'stream_id', stream_id, 'version', version,"
@@ -143,10 +136,10 @@ def events(data_dir: Path | None, after: int, limit: int | None, stream: UUID | 
 @data_dir_option
 def status(data_dir: Path | None) -> None:
     """How long the log is, how far the read models are, and how many jobs are in which state."""
-    with _parts(data_dir=data_dir) as ready, psycopg.connect(ready.database_url) as connection:
-        _migrated(connection)
-        head = _scalar(connection, "SELECT coalesce(max(position), 0) FROM events")
-        read = _scalar(connection, "SELECT position FROM projection_checkpoints WHERE name = 'read_models'")
+    with parts(data_dir=data_dir) as ready, psycopg.connect(ready.database_url) as connection:
+        migrated(connection)
+        head = scalar(connection, "SELECT coalesce(max(position), 0) FROM events")
+        read = scalar(connection, "SELECT position FROM projection_checkpoints WHERE name = 'read_models'")
         found = connection.execute("SELECT kind, status, count(*) FROM jobs GROUP BY kind, status").fetchall()
         jobs = [{"kind": kind, "status": state, "jobs": count} for kind, state, count in found]
         click.echo(json.dumps({"position": head, "projected": read, "lag": head - read, "jobs": jobs}, indent=2))
@@ -159,49 +152,10 @@ def psql(data_dir: Path | None, arguments: tuple[str, ...]) -> None:
     """Open psql on the database; further arguments are psql's own."""
     import subprocess  # noqa: PLC0415  # for this command alone
 
-    from .adapters.embedded.binaries import psql_path  # noqa: PLC0415  # as above
+    from ..adapters.embedded.binaries import psql_path  # noqa: PLC0415  # as above
 
-    with _parts(data_dir=data_dir) as ready:
+    with parts(data_dir=data_dir) as ready:
         sys.exit(subprocess.run([psql_path(), ready.database_url, *arguments], check=False).returncode)
-
-
-def _settings(**overrides: Any) -> Settings:
-    try:
-        return settings.read(**overrides)
-    except settings.SettingsError as error:
-        raise click.ClickException(str(error)) from error
-
-
-@contextmanager
-def _parts(**overrides: Any) -> Iterator[Settings]:
-    """Settings with every part's address: another process's parts, ours for a while, or servers elsewhere."""
-    given = _settings(**overrides)
-    logs.configure(given)
-    with _clear_errors(), Parts(given) as ready:
-        yield ready
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """What an operator can do something about is one line, not a stack."""
-    try:
-        yield
-    except (settings.SettingsError, PartError, psycopg.OperationalError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _run(work: Awaitable[None]) -> None:
-    async def main() -> None:
-        await work
-
-    uvloop.run(main())
-
-
-async def _with_services(ready: Settings, run: Callable[..., Awaitable[None]], name: str) -> None:
-    from .workers import lifecycle  # noqa: PLC0415  # as above
-
-    async with lifecycle.open_services(ready) as services:
-        await lifecycle.run_until_stopped(lambda stopping: run(services, stopping), name)
 
 
 def _process(name: str, *command: str, ready: Callable[[], bool] | None = None) -> ProcessSpec:
@@ -216,13 +170,3 @@ def _answers(ready: Settings) -> bool:
         return connection.getresponse().status == http.HTTPStatus.OK
     finally:
         connection.close()
-
-
-def _migrated(connection: "psycopg.Connection[Any]") -> None:
-    if _scalar(connection, "SELECT to_regclass('projection_checkpoints') IS NULL"):
-        raise click.ClickException("the database has no schema yet: run `sightline migrate`, or `sightline up`")
-
-
-def _scalar(connection: "psycopg.Connection[Any]", query: Any) -> Any:
-    row = connection.execute(query).fetchone()
-    return row[0] if row else None
