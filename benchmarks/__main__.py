@@ -2,9 +2,9 @@
 
 import click
 
-from . import p1_append
+from . import p1_append, p8_lag, p9_growth
 
-BENCHMARKS = {"p1": p1_append.run}
+BENCHMARKS = {"p1": p1_append.run, "p8": p8_lag.run, "p9": p9_growth.run}
 
 
 @click.command()

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -68,16 +68,25 @@ def calls_so_far() -> tuple[float, float]:
     return count, total_s
 
 
-async def append_for(dsn: str, writers: int, seconds: float) -> tuple[float, float, float]:
-    """Our store, `writers` tasks in this process: appends per second, calls per second, share of time in calls."""
+async def append_for(
+    dsn: str, writers: int, seconds: float, *, versions: Mapping[UUID, int] | None = None
+) -> tuple[float, float, float]:
+    """Our store, `writers` tasks in this process: appends per second, calls per second, share of time in calls.
+
+    On streams of their own, or on those of `versions`.
+    """
     async with open_event_store(dsn, EVENTS) as store:
-        streams = [[uuid7() for _ in range(STREAMS_PER_WRITER)] for _ in range(writers)]
+        streams = versions or {uuid7(): 0 for _ in range(STREAMS_PER_WRITER * writers)}
         counts = [0] * writers
+
+        async def write(number: int, ends: float) -> None:
+            await _writer(store, list(streams.items())[number::writers], counts, number, ends)
+
         ends = time.perf_counter() + WARM_UP_S
-        await asyncio.gather(*(_writer(store, streams[n], counts, n, ends) for n in range(writers)))
+        await asyncio.gather(*(write(n, ends) for n in range(writers)))
         before, (calls, waited_s), began = sum(counts), calls_so_far(), time.perf_counter()
         ends = began + seconds
-        await asyncio.gather(*(_writer(store, streams[n], counts, n, ends) for n in range(writers)))
+        await asyncio.gather(*(write(n, ends) for n in range(writers)))
         took_s = time.perf_counter() - began
         calls_after, waited_after_s = calls_so_far()
         return (
@@ -87,10 +96,13 @@ async def append_for(dsn: str, writers: int, seconds: float) -> tuple[float, flo
         )
 
 
-async def _writer(store: EventStore, streams: list[UUID], counts: list[int], number: int, ends: float) -> None:
+async def _writer(
+    store: EventStore, streams: Sequence[tuple[UUID, int]], counts: list[int], number: int, ends: float
+) -> None:
     while time.perf_counter() < ends:
         count = counts[number]
-        stream_id, version = streams[count % STREAMS_PER_WRITER], count // STREAMS_PER_WRITER
+        stream_id, version = streams[count % len(streams)]
+        version += count // len(streams)
         caller = Caller(
             actor="local", now=EVENT.at, command_id=uuid7(), correlation_id="benchmark", causation_id="benchmark"
         )
