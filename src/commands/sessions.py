@@ -8,6 +8,8 @@ from ..domain import assets, sessions
 from ..domain.sessions import Session
 from .transact import Loaded, Transaction
 
+USER_ID = "session.user_id"  # what the seal is bound to
+
 
 class CreateSession(Struct, frozen=True, kw_only=True):
     session_id: UUID
@@ -30,10 +32,14 @@ class CloseSession(Struct, frozen=True, kw_only=True):
 
 async def create_session(tx: Transaction, command: CreateSession) -> Loaded[Session]:
     session = await tx.create(sessions.AGGREGATE, command.session_id)
+    user_id = None
+    if command.user_id is not None:
+        person = sessions.require_user_id(command.user_id)
+        user_id = await tx.seal(USER_ID, person=person, text=person)
     events = sessions.create(
         session.state,
         owner=tx.caller.actor,
-        user_id=command.user_id,
+        user_id=user_id,
         duration_s=command.duration_s,
         now=tx.caller.now,
     )

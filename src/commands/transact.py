@@ -2,7 +2,7 @@
 
 A handler is `async def submit_job(tx, command) -> Loaded[Job]`. It loads the streams that its decision looks at, calls
 pure functions, says what they yield, and returns the aggregate that the caller is answered from. It may run several
-times and therefore does nothing else.
+times and therefore does nothing else; sealing, too, may be done twice.
 """
 
 import asyncio
@@ -24,7 +24,9 @@ from ..adapters.event_store.store import EventStore
 from ..adapters.event_store.wire import Append, Expectation, Guard
 from ..adapters.event_store.writer import Appended, Blocked, Repeat, Stale
 from ..adapters.hints import Candidate, JobHints
+from ..adapters.vault import Vault
 from ..domain.kernel import Aggregate, Caller, Invalid, Rejection
+from ..domain.sealed import Sealed
 
 S = TypeVar("S")
 C = TypeVar("C")
@@ -47,6 +49,12 @@ class KeyReused(Invalid):
     """The idempotency key belongs to another request."""
 
     code = "idempotency_key_reused"
+
+
+class EpochChanged(Rejection):
+    """What the caller holds, a cursor or an attempt, is of the log before a restore; here it means nothing."""
+
+    code = "epoch_changed"
 
 
 class StaleVersion(Rejection):
@@ -107,6 +115,10 @@ class _Queue(Exception):
         self.stream_id = stream_id
 
 
+class _Known(Rejection):
+    """The command has a receipt; nobody is told so, for it is replayed."""
+
+
 class Transaction:
     """One run of one handler."""
 
@@ -161,6 +173,18 @@ class Transaction:
             loaded.state = loaded.aggregate.evolve(loaded.state, event)
             loaded.said.append(event)
         return loaded
+
+    async def seal(self, field: str, *, person: str, text: str) -> Sealed:
+        """Personal data, as Vault.seal: the only form in which an event may hold it. Called after the command's own
+        stream was loaded or created.
+
+        A repeat ends here and is answered as one: it must not give a new key to somebody who was erased meanwhile.
+        """
+        vault = self.commands.vault
+        assert vault is not None, "these commands have no vault"
+        if await self.commands.store.reader.receipt(self.caller.command_id) is not None:
+            raise _Known
+        return await vault.seal(field, person=person, text=text)
 
     def guard(self, key: str, delta: int, limit: int | None = None, refusal: Rejection | None = None) -> None:
         """Move a counter with the append; past its limit the command fails with `refusal`."""
@@ -223,21 +247,30 @@ class Commands:
     cache is decided again on what the log says now.
     """
 
-    def __init__(self, store: EventStore, hints: JobHints | None = None) -> None:
+    def __init__(self, store: EventStore, hints: JobHints | None = None, vault: Vault | None = None) -> None:
         self.store = store
         self.hints = hints
+        self.vault = vault
         self.states: States = OrderedDict()
         self._turns: dict[UUID, tuple[asyncio.Lock, int]] = {}
         self._offers: set[asyncio.Task[None]] = set()
         store.epochs.append(lambda _: self._forget())
 
     async def execute(
-        self, handler: Handler[C, S], command: C, caller: Caller, *, versions: frozenset[int] | None = None
+        self,
+        handler: Handler[C, S],
+        command: C,
+        caller: Caller,
+        *,
+        versions: frozenset[int] | None = None,
+        epoch: UUID | None = None,
     ) -> Receipt[S]:
-        """Run one command to its end. The stream that its handler loads first must be at one of `versions`, if given.
+        """Run one command to its end. The stream that its handler loads first must be at one of `versions`, if given,
+        and the log at `epoch`.
 
         Raises:
-            StaleVersion: it is not.
+            StaleVersion: the stream is not.
+            EpochChanged: the log is not.
             Rejection: the decision's no; nothing was appended.
             Contended: others kept coming first.
         """
@@ -247,6 +280,8 @@ class Commands:
         while True:
             async with self._in_turn(turns):
                 tx = Transaction(self, caller, doubted, frozenset(turns), versions)
+                if epoch is not None and tx.epoch != epoch:
+                    raise EpochChanged(f"it belongs to epoch {epoch}")
                 try:
                     answer = await handler(tx, command)
                 except _Queue as queue:
@@ -259,6 +294,9 @@ class Commands:
                     # Perhaps refused only because it was granted before, and its answer never came.
                     if (known := await self._replay(tx, caller)) is not None:
                         return known
+                    if tx.epoch != self.store.writer.epoch and decisions < DECISIONS_MAX:
+                        decisions += 1  # Refused by what the log said before a restore.
+                        continue
                     raise
                 outcome = await self.store.append(tx.append(answer), epoch=tx.epoch)
                 if not isinstance(outcome, Stale):

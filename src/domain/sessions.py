@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .kernel import Aggregate, Invalid, InvalidState, NotFound, Rejection, require_within
+from .sealed import Sealed
 
 DURATION_S_DEFAULT = 45 * 60
 DURATION_S_MAX = 24 * 3600
@@ -20,13 +21,14 @@ USER_ID_CHARS_MAX = 200
 Status = Literal["active", "expired", "closed"]
 
 
-# Events. A tag is stored for ever: rename the class if you must, never the tag; new fields get a default.
+# Events. A tag is stored for ever: rename the class if you must, never the tag; new fields get a default, and any
+# other change is a new generation: see upcasts.py.
 
 
-class SessionCreated(Struct, frozen=True, kw_only=True, tag="session.created"):
+class SessionCreated(Struct, frozen=True, kw_only=True, tag="session.created.2"):
     at: datetime
     owner: str
-    user_id: str | None
+    user_id: Sealed | None
     expires_at: datetime
 
 
@@ -55,7 +57,7 @@ class Session(Struct, frozen=True):
 
     status: Status | None = None
     owner: str = ""
-    user_id: str | None = None
+    user_id: Sealed | None = None
     created_at: datetime | None = None
     expires_at: datetime | None = None
     last_activity_at: datetime | None = None
@@ -88,13 +90,12 @@ AGGREGATE = Aggregate("session", Session(), evolve)
 
 
 def create(
-    session: Session, *, owner: str, now: datetime, user_id: str | None = None, duration_s: int = DURATION_S_DEFAULT
+    session: Session, *, owner: str, now: datetime, user_id: Sealed | None = None, duration_s: int = DURATION_S_DEFAULT
 ) -> list[Event]:
+    """Begin it. `user_id` was asked of require_user_id() before it was sealed."""
     if session.status is not None:
         return []  # A retried request is not a second session.
     require_within("duration_s", duration_s, 1, DURATION_S_MAX)
-    if user_id is not None:
-        require_within("the length of user_id", len(user_id), 1, USER_ID_CHARS_MAX)
     expires_at = now + timedelta(seconds=duration_s)
     return [SessionCreated(at=now, owner=owner, user_id=user_id, expires_at=expires_at)]
 
@@ -123,6 +124,16 @@ def close(session: Session, *, by: str, now: datetime) -> list[Event]:
 
 
 # Questions
+
+
+def require_user_id(user_id: str) -> str:
+    """`user_id`, if it can be one.
+
+    Raises:
+        Invalid: it cannot.
+    """
+    require_within("the length of user_id", len(user_id), 1, USER_ID_CHARS_MAX)
+    return user_id
 
 
 def require_active(session: Session, now: datetime) -> None:

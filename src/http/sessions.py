@@ -1,5 +1,6 @@
 """Editing sessions at the door. What depends on the time of asking is worked out when asked."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
@@ -32,6 +33,7 @@ from .manners import (
     shown,
 )
 from .nouns import NounController, as_of
+from .services import Services
 
 
 class SessionAsked(Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,6 +50,7 @@ class SessionView(Struct, frozen=True, kw_only=True):
     """A time in which somebody may change things.
 
     Attributes:
+        user_id: null also where the person was erased.
         status: as of the answer's Date: expired from `expires_at` on.
         remaining_seconds: whole seconds in which writes are still taken.
     """
@@ -64,24 +67,31 @@ class SessionView(Struct, frozen=True, kw_only=True):
     version: int
 
 
-def _view(session_id: UUID, session: Session, version: int, moment: datetime) -> SessionView:
+def _view(session_id: UUID, session: Session, version: int, moment: datetime, user_id: str | None) -> SessionView:
     return shown(
         SessionView,
         session,
         id=session_id,
         version=version,
+        user_id=user_id,
         status=sessions.status_at(session, moment),
         remaining_seconds=sessions.remaining_seconds(session, moment),
     )
 
 
-def _view_of(row: projection.SessionRow, moment: datetime) -> SessionView:
-    session = shown(Session, row)
-    return _view(row.session_id, session, row.version, moment)
+async def _views(services: Services, rows: Sequence[projection.SessionRow], moment: datetime) -> list[SessionView]:
+    user_ids = await services.vault.open_many(commands.USER_ID, [row.user_id for row in rows])
+    return [
+        _view(row.session_id, shown(Session, row), row.version, moment, user_id)
+        for row, user_id in zip(rows, user_ids, strict=True)
+    ]
 
 
-def _answer(receipt: Receipt[Session], moment: datetime, *, status_code: int = 200) -> Response[SessionView]:
-    body = _view(receipt.stream_id, receipt.state, receipt.version, moment)
+async def _answer(
+    services: Services, receipt: Receipt[Session], moment: datetime, *, status_code: int = 200
+) -> Response[SessionView]:
+    user_id = await services.vault.open_one(commands.USER_ID, receipt.state.user_id)
+    body = _view(receipt.stream_id, receipt.state, receipt.version, moment, user_id)
     return decided(receipt, body, status_code=status_code)
 
 
@@ -100,15 +110,19 @@ class SessionController(NounController):
             duration_s=services.settings.session_duration_s,
         )
         receipt = await services.commands.execute(commands.create_session, command, caller)
-        return _answer(receipt, caller.now, status_code=201)
+        return await _answer(services, receipt, caller.now, status_code=201)
 
     @get("/", summary="Sessions, oldest first")
     async def page(
-        self, request: Request[Any, Any, Any], reads: Reads, after: After = None, limit: Limit = PAGE_ROWS_DEFAULT
+        self,
+        request: Request[Any, Any, Any],
+        services: Parts,
+        reads: Reads,
+        after: After = None,
+        limit: Limit = PAGE_ROWS_DEFAULT,
     ) -> Response[Listing[SessionView]]:
         page = await projection.page(reads, after=after, limit=limit)
-        moment = now()
-        items = [_view_of(row, moment) for row in page.rows]
+        items = await _views(services, page.rows, now())
         return listed(request, items, page.position, limit=limit, cursor=items[-1].id if items else None)
 
     @get("/{session_id:uuid}", summary="One session, now or then")
@@ -117,12 +131,14 @@ class SessionController(NounController):
     ) -> Response[SessionView]:
         if at is not None:
             then = await as_of(services, sessions.AGGREGATE, session_id, at)
-            body = _view(session_id, then.state, then.version, then.events[-1].recorded_at)
+            user_id = await services.vault.open_one(commands.USER_ID, then.state.user_id)
+            body = _view(session_id, then.state, then.version, then.events[-1].recorded_at, user_id)
             return found(body, then.position, version=then.version)
         row, position = await reads.get(projection.SESSIONS, session_id)
         if row is None:
             raise NotFound("no such session")
-        return found(_view_of(row, now()), position, version=row.version)
+        [body] = await _views(services, [row], now())
+        return found(body, position, version=row.version)
 
     @post("/{session_id:uuid}/close", status_code=200, summary="Close a session for good")
     async def close(
@@ -130,7 +146,7 @@ class SessionController(NounController):
     ) -> Response[SessionView]:
         command = commands.CloseSession(session_id=session_id)
         receipt = await services.commands.execute(commands.close_session, command, caller, versions=versions)
-        return _answer(receipt, caller.now)
+        return await _answer(services, receipt, caller.now)
 
     @post("/{session_id:uuid}/assets", status_code=200, summary="Attach a clean asset")
     async def attach(
@@ -138,4 +154,4 @@ class SessionController(NounController):
     ) -> Response[SessionView]:
         command = commands.AttachAsset(session_id=session_id, asset_id=data.asset_id)
         receipt = await services.commands.execute(commands.attach_asset, command, caller, versions=versions)
-        return _answer(receipt, caller.now)
+        return await _answer(services, receipt, caller.now)

@@ -18,6 +18,7 @@ from tests.domain.job_histories import LAYER
 from sightline.domain import assets, attempts, jobs, model_slots, models, sessions
 from sightline.domain.events import AGGREGATES, EVENTS, tag_of
 from sightline.domain.kernel import Aggregate, Rejection
+from sightline.domain.sealed import Sealed
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 STEPS_MIN, STEPS_MAX = 8, 20
@@ -84,7 +85,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "timeout_s": mostly(600, 1, 0),
     "timings": st.none(),
     "uri": mostly("builtin:depth", None, "file:///"),
-    "user_id": st.none(),
+    "user_id": st.sampled_from([None, Sealed(UUID(int=8), "AAAA")]),
     "worker": mostly("w1", "w2"),
 }
 

@@ -16,6 +16,7 @@ from eventsourcing.persistence import Mapper, MapperDeserialisationError, Notifi
 from msgspec import Struct
 
 from ...domain.kernel import Caller
+from ...domain.upcasts import UPCASTS, Upcast, upcast
 
 # A NUL escape that is not itself escaped: PostgreSQL keeps it in `json`, and then no `->>` can read the value.
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -103,10 +104,14 @@ class JsonTranscoder(Transcoder):
 
 
 class EventMapper(Mapper[UUID]):
-    """Facts to stored events and back, by tag."""
+    """Facts to stored events and back, by tag; what was stored under an earlier generation's tag comes back as the
+    last one.
+    """
 
-    def __init__(self, events: Mapping[str, type[Struct]]) -> None:
+    def __init__(self, events: Mapping[str, type[Struct]], upcasts: Mapping[str, Upcast] = UPCASTS) -> None:
         super().__init__(transcoder=JsonTranscoder())
+        self._events = events
+        self._upcasts = upcasts
         self._tags: dict[type, str] = {kind: tag for tag, kind in events.items()}
         self._decoders = {tag: msgspec.json.Decoder(kind) for tag, kind in events.items()}
 
@@ -138,15 +143,20 @@ class EventMapper(Mapper[UUID]):
     def event(self, stored_event: StoredEvent) -> Any:
         """The event alone, for whoever folds a stream."""
         decoder = self._decoders.get(stored_event.topic)
-        if decoder is None:
-            raise MapperDeserialisationError(f"no event has the tag {stored_event.topic!r}")
         try:
-            return decoder.decode(stored_event.state)
-        except msgspec.MsgspecError as error:
+            return decoder.decode(stored_event.state) if decoder is not None else self._upcast(stored_event)
+        except (msgspec.MsgspecError, KeyError, TypeError, AttributeError) as error:
             raise MapperDeserialisationError(
                 f"{stored_event.topic} of {stored_event.originator_id} at version "
                 f"{stored_event.originator_version}: {error}"
             ) from error
+
+    def _upcast(self, stored_event: StoredEvent) -> Any:
+        if stored_event.topic not in self._upcasts:
+            raise MapperDeserialisationError(f"no event has the tag {stored_event.topic!r}")
+        payload = msgspec.json.decode(stored_event.state, type=dict[str, Any])
+        tag, payload = upcast(stored_event.topic, payload, self._upcasts)
+        return msgspec.convert(payload, self._events[tag])
 
     def metadata(self, caller: Caller) -> bytes:
         """The envelope of every event that this caller's command says."""

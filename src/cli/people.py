@@ -1,0 +1,93 @@
+"""People whose data is sealed: erase one, erase again after a restore, and give the vault a new sealing key."""
+
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import psycopg
+
+from ..adapters import postgres
+from ..adapters.erasures import Erasures, ErasuresDamaged
+from ..adapters.event_store.codec import NotStorable
+from ..adapters.settings import Settings
+from ..adapters.vault import Vault
+from .shared import data_dir_option, parts, run_async
+
+
+@click.group()
+def people() -> None:
+    """Erase a person, and what belongs to it."""
+
+
+@people.command()
+@data_dir_option
+@click.argument("person")
+def erase(data_dir: Path | None, person: str) -> None:
+    """Destroy the key of PERSON's data, everywhere and for good.
+
+    PERSON is what the data was sealed under: a session's user_id. `-` reads it from standard input, which keeps it
+    out of the shell's history and of the list of processes.
+    """
+    from ..commands.people import erase_person  # noqa: PLC0415  # each process loads only its own floor
+
+    named = sys.stdin.readline().rstrip("\n") if person == "-" else person
+
+    async def work(vault: Vault, erasures: Erasures) -> None:
+        subject = await erase_person(vault, erasures, named, now=datetime.now(UTC))
+        if subject is None:
+            click.echo("Nothing is sealed for this person.")
+        else:
+            click.echo(f"Erased: subject {subject}. Listed in {erasures.path}.")
+
+    _with_vault(data_dir, work)
+
+
+@people.command()
+@data_dir_option
+def replay_erasures(data_dir: Path | None) -> None:
+    """Erase again everybody on the list: to be run after every restore, before the service starts."""
+    from ..commands.people import replay_erasures as replay  # noqa: PLC0415  # as above
+
+    async def work(vault: Vault, erasures: Erasures) -> None:
+        replayed = await replay(vault, erasures)
+        click.echo(f"{replayed.listed} on the list, {replayed.erased} were back and are erased again.")
+
+    _with_vault(data_dir, work)
+
+
+@people.command()
+@data_dir_option
+def rotate_key(data_dir: Path | None) -> None:
+    """Wrap all keys of people with a new sealing key, and destroy the old one.
+
+    A backup taken before cannot be opened with the new one: take a new base backup.
+    """
+
+    async def work(vault: Vault, _: Erasures) -> None:
+        click.echo(f"{await vault.rotate()} keys are wrapped by the new sealing key.")
+
+    _with_vault(data_dir, work)
+
+
+def _with_vault(data_dir: Path | None, work: Callable[[Vault, Erasures], Awaitable[None]]) -> None:
+    async def run(ready: Settings) -> None:
+        async with postgres.pool(ready.database_direct_url or ready.database_url, connections_max=2) as pool:
+            await work(Vault.of(pool, ready), Erasures.of(ready))
+
+    with _clear_refusals(), parts(data_dir=data_dir) as ready:
+        run_async(run(ready))
+
+
+@contextmanager
+def _clear_refusals() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.errors.UndefinedTable as error:
+        raise click.ClickException(
+            "the database has no vault yet: run `sightline migrate`, or `sightline up`"
+        ) from error
+    except (ErasuresDamaged, NotStorable) as error:
+        raise click.ClickException(str(error)) from error
