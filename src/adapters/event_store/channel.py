@@ -51,6 +51,14 @@ class Channel:
         Raises:
             psycopg.Error: the server's own, or that the connection is lost.
         """
+        try:
+            return await self._called(parameters)
+        except psycopg.Error as error:
+            if self._pg.status == pq.ConnStatus.BAD:
+                self._lose(error)  # at once: libpq has closed the socket, and its number may be another's next
+            raise
+
+    async def _called(self, parameters: Sequence[bytes]) -> list[Row]:
         formats = [pq.Format.BINARY] * len(parameters)
         if self._prepare and not self._prepared:
             self._pg.send_prepare(NAME, wire.PREPARED, wire.OIDS)
@@ -64,8 +72,7 @@ class Channel:
 
     async def close(self) -> None:
         """Give the connection up. Twice is once."""
-        self._loop.remove_reader(self._fd)
-        self._loop.remove_writer(self._fd)
+        self._lose(psycopg.OperationalError("the channel is closed"))
         await self._connection.close()
 
     async def _result(self) -> pq.abc.PGresult:
@@ -110,6 +117,9 @@ class Channel:
             self._loop.remove_writer(self._fd)
 
     def _lose(self, error: psycopg.Error) -> None:
+        """Once: afterwards the descriptor's number may belong to another socket of this process."""
+        if self._lost is not None:
+            return
         self._lost = error
         self._loop.remove_reader(self._fd)  # the socket of a lost connection stays readable for ever
         self._loop.remove_writer(self._fd)

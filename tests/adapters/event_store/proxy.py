@@ -17,9 +17,11 @@ class Proxy:
     Args:
         dsn: of the server, by its socket's directory.
         directory: where this one listens.
+        asked: only answers to what holds these bytes are lost.
     """
 
-    def __init__(self, dsn: str, directory: Path) -> None:
+    def __init__(self, dsn: str, directory: Path, *, asked: bytes = b"") -> None:
+        self._asked = asked
         self._server_socket = Path(str(conninfo_to_dict(dsn)["host"])) / SOCKET
         self._socket = directory / SOCKET
         self._connections: set[asyncio.Task[None]] = set()
@@ -52,9 +54,14 @@ class Proxy:
         assert task is not None
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
-        up_reader, up_writer = await asyncio.open_unix_connection(self._server_socket)
-        to_server = asyncio.create_task(self._forward(reader, up_writer))
-        to_client = asyncio.create_task(self._answer(up_reader, writer))
+        try:
+            up_reader, up_writer = await asyncio.open_unix_connection(self._server_socket)
+        except OSError:  # the server is away, and so is this one
+            writer.close()
+            return
+        due = asyncio.Event()  # the answer to something that may be lost comes next
+        to_server = asyncio.create_task(self._forward(reader, up_writer, due))
+        to_client = asyncio.create_task(self._answer(up_reader, writer, due))
         try:
             await asyncio.wait({to_server, to_client}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -68,18 +75,22 @@ class Proxy:
                 with suppress(OSError):
                     await stream.wait_closed()
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, due: asyncio.Event) -> None:
         while data := await reader.read(CHUNK_BYTES):
+            if self._asked in data:
+                due.set()
             writer.write(data)
             await writer.drain()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, due: asyncio.Event) -> None:
         while data := await reader.read(CHUNK_BYTES):
-            if self._answers_to_lose:
+            if self._answers_to_lose and due.is_set():
                 while not data.endswith(READY_FOR_QUERY):
                     data += await reader.readexactly(1)
                 self._answers_to_lose -= 1
                 self.answers_lost += 1
                 return
+            if data.endswith(READY_FOR_QUERY):
+                due.clear()
             writer.write(data)
             await writer.drain()
