@@ -2,9 +2,17 @@
 
 import click
 
-from . import p1_append, p8_lag, p9_growth
+from . import library_face, notary_cost, p1_append, p5_catch_up, p8_lag, p9_growth, restore
 
-BENCHMARKS = {"p1": p1_append.run, "p8": p8_lag.run, "p9": p9_growth.run}
+BENCHMARKS = {
+    "library": library_face.run,
+    "notary": notary_cost.run,
+    "p1": p1_append.run,
+    "p5": p5_catch_up.run,
+    "p8": p8_lag.run,
+    "p9": p9_growth.run,
+    "restore": restore.run,
+}
 
 
 @click.command()

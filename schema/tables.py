@@ -97,11 +97,11 @@ assets = sa.Table(
 )
 
 sessions = sa.Table(
-    "sessions_v1",
+    "sessions_v2",
     metadata,
     sa.Column("session_id", UUID, primary_key=True),
     sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("user_id", sa.Text),
+    sa.Column("user_id", JSONB),  # sealed: {subject, box}
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("expires_at", Instant, nullable=False),
@@ -111,7 +111,7 @@ sessions = sa.Table(
     sa.Column("position", sa.BigInteger, nullable=False),
     sa.CheckConstraint("status IN ('active', 'expired', 'closed')", name="status_known"),
     sa.CheckConstraint("expires_at > created_at", name="expires_after_creation"),
-    sa.Index("sessions_v1_due", "expires_at", postgresql_where=sa.text("status = 'active'")),
+    sa.Index("sessions_v2_due", "expires_at", postgresql_where=sa.text("status = 'active'")),
 )
 
 models = sa.Table(

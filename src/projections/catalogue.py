@@ -8,11 +8,13 @@ from .jobs import JOBS
 from .lineage import LINEAGE
 from .model_slots import MODEL_SLOTS
 from .models import MODELS
-from .projection import EdgeModel, Projector, ReadModel
+from .projection import AnyModel, EdgeModel, ReadModel
+from .projector import Projector
 from .sessions import SESSIONS
 
 READ_MODELS: tuple[ReadModel[Any], ...] = (ASSETS, SESSIONS, MODELS, MODEL_SLOTS, JOBS)
 EDGE_MODELS: tuple[EdgeModel[Any], ...] = (LINEAGE,)
+ALL_MODELS: tuple[AnyModel, ...] = (*READ_MODELS, *EDGE_MODELS)
 
 
 def projector(mapper: EventMapper) -> Projector:

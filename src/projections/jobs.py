@@ -138,7 +138,7 @@ def _moved(row: JobRow, event: jobs.Event) -> JobRow:
             return row
 
 
-JOBS = ReadModel("jobs", 1, frozenset({"job"}), JobRow, apply)
+JOBS = ReadModel("jobs", 1, frozenset({"job"}), JobRow, apply, history=True)
 
 
 class Count(Struct, frozen=True):

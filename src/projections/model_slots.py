@@ -44,7 +44,7 @@ def apply(row: ModelSlotRow | None, event: Any, at: Recorded) -> ModelSlotRow:
     )
 
 
-MODEL_SLOTS = ReadModel("model_slots", 1, frozenset({"model_slot"}), ModelSlotRow, apply)
+MODEL_SLOTS = ReadModel("model_slots", 1, frozenset({"model_slot"}), ModelSlotRow, apply, history=True)
 
 BY_TASK = sql.SQL("SELECT to_json(s) FROM model_slots AS s WHERE %(task)s::text IS NULL OR task = %(task)s")
 

@@ -79,7 +79,7 @@ def _moved(row: ModelRow, event: models.Event) -> ModelRow:
             return row
 
 
-MODELS = ReadModel("models", 1, frozenset({"model"}), ModelRow, apply)
+MODELS = ReadModel("models", 1, frozenset({"model"}), ModelRow, apply, history=True)
 
 PAGE = sql.SQL(
     "SELECT to_json(m) FROM models AS m WHERE (%(task)s::text IS NULL OR task = %(task)s)"

@@ -1,11 +1,11 @@
-"""From the log to tables: fold a page in memory, write each table once, move the checkpoint in the same transaction.
+"""What a read model is, and how it is asked: each answer with the position that it reflects.
 
-The checkpoint is moved first and by compare-and-set, so that of two projectors one abandons its batch; without it
-both counted. All read models share one checkpoint and therefore always reflect the same position.
+All read models share one checkpoint, which moves in the same transaction as they do, and therefore always reflect the
+same position.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -16,8 +16,7 @@ from msgspec import Struct
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
-from ..adapters import metrics
-from ..adapters.event_store.codec import EventMapper, Recorded
+from ..adapters.event_store.codec import Recorded
 from ..adapters.event_store.reader import Tail
 from ..domain.kernel import Rejection
 
@@ -29,10 +28,6 @@ WAITERS_MAX = 1_000
 Row = TypeVar("Row", bound=Struct)
 
 log = structlog.get_logger(__name__)
-
-
-class Overtaken(Exception):
-    """Another projector moved the checkpoint meanwhile; nothing of this batch was written."""
 
 
 class NotYetProjected(Rejection):
@@ -53,6 +48,8 @@ class ReadModel(Struct, Generic[Row], frozen=True):
         kinds: whose events it folds.
         row: its columns; the first field is the key, and equals the stream's id.
         apply: row before (or none), event, and where it stands in the log, to row after.
+        history: whether each row that apply ever made is kept as well, in `<name>_history_v1`: JSON, whatever the
+            version of the row.
     """
 
     name: str
@@ -60,10 +57,19 @@ class ReadModel(Struct, Generic[Row], frozen=True):
     kinds: frozenset[str]
     row: type[Row]
     apply: "Callable[[Row | None, Any, Recorded], Row]"
+    history: bool = False
 
     @property
     def table(self) -> str:
         return f"{self.name}_v{self.version}"
+
+    @property
+    def history_table(self) -> str:
+        return f"{self.name}_history_v1"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return self.columns[:1]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -88,102 +94,7 @@ class EdgeModel(Struct, Generic[Row], frozen=True):
         return self.row.__struct_fields__
 
 
-class Projector:
-    """Folds pages of the log into read models."""
-
-    def __init__(
-        self, mapper: EventMapper, models: Sequence[ReadModel[Any]], edge_models: Sequence[EdgeModel[Any]]
-    ) -> None:
-        self._mapper = mapper
-        self._edge_models = edge_models
-        self._by_kind: dict[str, list[ReadModel[Any]]] = {}
-        for model in models:
-            for kind in model.kinds:
-                self._by_kind.setdefault(kind, []).append(model)
-        self._decoders = {model.name: msgspec.json.Decoder(list[model.row]) for model in models}  # type: ignore[name-defined]  # a runtime type
-
-    async def project(self, connection: psycopg.AsyncConnection, events: Sequence[Recorded]) -> None:
-        """One page into all read models, in one transaction on `connection`.
-
-        Raises:
-            Overtaken: the checkpoint is not just before the page.
-        """
-        decoded = [(recorded, self._mapper.event(recorded)) for recorded in events]
-        async with connection.transaction():
-            await self._move_checkpoint(connection, events[0].id - 1, events[-1].id)
-            for model, streams in self._touched(decoded).items():
-                rows = await self._load(connection, self._models[model], streams)
-                self._fold(self._models[model], rows, decoded)
-                await _write(connection, self._models[model], rows.values())
-            for edge_model in self._edge_models:
-                edges = [edge for recorded, event in decoded for edge in edge_model.edges(event, recorded)]
-                if edges:
-                    await _add(connection, edge_model, edges)
-            await connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, str(events[-1].id)))
-        metrics.PROJECTED_POSITION.set(events[-1].id)
-
-    @property
-    def _models(self) -> Mapping[str, ReadModel[Any]]:
-        return {model.name: model for models in self._by_kind.values() for model in models}
-
-    def _touched(self, decoded: Sequence[tuple[Recorded, Any]]) -> dict[str, set[UUID]]:
-        touched: dict[str, set[UUID]] = {}
-        for recorded, _ in decoded:
-            for model in self._by_kind.get(recorded.topic.partition(".")[0], ()):
-                touched.setdefault(model.name, set()).add(recorded.stream_id)
-        return touched
-
-    async def _load(
-        self, connection: psycopg.AsyncConnection, model: ReadModel[Any], keys: set[UUID]
-    ) -> dict[UUID, Any]:
-        query = sql.SQL("SELECT coalesce(json_agg(t), '[]') FROM {table} AS t WHERE {key} = ANY (%s)").format(
-            table=sql.Identifier(model.table), key=sql.Identifier(model.columns[0])
-        )
-        cursor = await connection.execute(query, (list(keys),))
-        found = await cursor.fetchone()
-        assert found is not None
-        rows = self._decoders[model.name].decode(found[0])
-        return {getattr(row, model.columns[0]): row for row in rows}
-
-    def _fold(self, model: ReadModel[Any], rows: dict[UUID, Any], decoded: Sequence[tuple[Recorded, Any]]) -> None:
-        for recorded, event in decoded:
-            if recorded.topic.partition(".")[0] in model.kinds:
-                rows[recorded.stream_id] = model.apply(rows.get(recorded.stream_id), event, recorded)
-
-    async def _move_checkpoint(self, connection: psycopg.AsyncConnection, before: int, after: int) -> None:
-        cursor = await connection.execute(
-            "UPDATE projection_checkpoints SET position = %s, moved_at = clock_timestamp()"
-            " WHERE name = %s AND position = %s",
-            (after, CHECKPOINT, before),
-        )
-        if cursor.rowcount != 1:
-            raise Overtaken(f"the checkpoint is not at {before}")
-
-
-async def _write(connection: psycopg.AsyncConnection, model: ReadModel[Any], rows: Iterable[Any]) -> None:
-    key, *others = model.columns
-    query = sql.SQL(
-        "INSERT INTO {table} ({columns}) SELECT {columns} FROM json_populate_recordset(NULL::{table}, %s)"
-        " ON CONFLICT ({key}) DO UPDATE SET {updates}"
-    ).format(
-        table=sql.Identifier(model.table),
-        columns=sql.SQL(", ").join(map(sql.Identifier, model.columns)),
-        key=sql.Identifier(key),
-        updates=sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(one)) for one in others),
-    )
-    await connection.execute(query, (msgspec.json.encode(list(rows)).decode(),))
-
-
-async def _add(connection: psycopg.AsyncConnection, model: EdgeModel[Any], edges: Sequence[Any]) -> None:
-    query = sql.SQL(
-        "INSERT INTO {table} ({columns}) SELECT {columns} FROM json_populate_recordset(NULL::{table}, %s)"
-        " ON CONFLICT ({key}) DO NOTHING"
-    ).format(
-        table=sql.Identifier(model.table),
-        columns=sql.SQL(", ").join(map(sql.Identifier, model.columns)),
-        key=sql.SQL(", ").join(map(sql.Identifier, model.key)),
-    )
-    await connection.execute(query, (msgspec.json.encode(edges).decode(),))
+AnyModel = ReadModel[Any] | EdgeModel[Any]
 
 
 async def checkpoint(connection: psycopg.AsyncConnection) -> int:
@@ -201,11 +112,19 @@ class Page(Struct, Generic[Row], frozen=True):
 
 
 class ReadModels:
-    """Queries of one process: each answer with the position that it reflects, and waiting for one that it must."""
+    """Queries of one process: each answer with the position that it reflects, and waiting for one that it must.
 
-    def __init__(self, pool: AsyncConnectionPool, tail: Tail) -> None:
+    Args:
+        on_epoch: told the epoch of the log, wherever it is read.
+    """
+
+    def __init__(
+        self, pool: AsyncConnectionPool, tail: Tail, on_epoch: Callable[[UUID], None] = lambda _: None
+    ) -> None:
         self._pool = pool
         self._tail = tail
+        self._on_epoch = on_epoch
+        self._epoch: UUID | None = None
         self._waiters: dict[asyncio.Future[None], int] = {}  # and the position that each waits for
         self._position = 0
 
@@ -232,8 +151,23 @@ class ReadModels:
     async def position(self) -> int:
         """The checkpoint now; it never goes back within one epoch of the log."""
         async with self._pool.connection() as connection:
-            self._position = max(self._position, await checkpoint(connection))
+            await self._reached(connection)
         return self._position
+
+    async def _reached(self, connection: psycopg.AsyncConnection) -> int:
+        """The checkpoint now. In another epoch than before, what was reached before means nothing."""
+        cursor = await connection.execute(
+            "SELECT position, (SELECT epoch FROM log_head) FROM projection_checkpoints WHERE name = %s", (CHECKPOINT,)
+        )
+        row = await cursor.fetchone()
+        if row is None:
+            return 0
+        position, epoch = row
+        if epoch != self._epoch:
+            self._epoch, self._position = epoch, 0
+            self._on_epoch(epoch)
+        self._position = max(self._position, position)
+        return int(position)
 
     async def wait_for(self, position: int, *, timeout_s: float) -> None:
         """Return once the read models reflect `position`.
@@ -270,10 +204,9 @@ class ReadModels:
         The checkpoint is read first: what comes after it may be newer than it says, never older.
         """
         async with self._pool.connection() as connection:
-            position = await checkpoint(connection)
+            position = await self._reached(connection)
             cursor = await connection.execute(query, values)
             found = [msgspec.json.decode(one, type=row) for (one,) in await cursor.fetchall()]
-        self._position = max(self._position, position)
         return Page(found, position)
 
     async def get(self, model: ReadModel[Row], key: UUID) -> tuple[Row | None, int]:

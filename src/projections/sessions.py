@@ -10,13 +10,14 @@ from psycopg import sql
 
 from ..adapters.event_store.codec import Recorded
 from ..domain import sessions
+from ..domain.sealed import Sealed
 from .projection import Page, ReadModel, ReadModels
 
 
 class SessionRow(Struct, frozen=True):
     session_id: UUID
     owner: str
-    user_id: str | None
+    user_id: Sealed | None
     status: str
     created_at: datetime
     expires_at: datetime
@@ -56,7 +57,7 @@ def _moved(row: SessionRow, event: sessions.Event) -> SessionRow:
             return row
 
 
-SESSIONS = ReadModel("sessions", 1, frozenset({"session"}), SessionRow, apply)
+SESSIONS = ReadModel("sessions", 2, frozenset({"session"}), SessionRow, apply, history=True)
 
 PAGE = sql.SQL(
     "SELECT to_json(s) FROM sessions AS s WHERE (%(owner)s::text IS NULL OR owner = %(owner)s)"

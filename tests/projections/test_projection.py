@@ -24,18 +24,14 @@ from sightline.domain.jobs import Artifact, Provenance
 from sightline.projections import catalogue
 from sightline.projections import projection as projection_
 from sightline.projections.lineage import trace
-from sightline.projections.projection import (
-    NotYetProjected,
-    Overtaken,
-    Projector,
-    ReadModel,
-    TooManyWaiters,
-    checkpoint,
-)
+from sightline.projections.projection import NotYetProjected, ReadModel, TooManyWaiters, checkpoint
+from sightline.projections.projector import Overtaken, Projector
 from sightline.workers import lifecycle
 
 STEPS = 400
-TABLES = [model.table for model in catalogue.READ_MODELS] + [model.table for model in catalogue.EDGE_MODELS]
+TABLES = [model.table for model in catalogue.ALL_MODELS] + [
+    model.history_table for model in catalogue.READ_MODELS if model.history
+]
 
 
 async def rows(connection: psycopg.AsyncConnection, table: str) -> list[str]:
@@ -123,10 +119,15 @@ EVENTS_COUNTED = 200
 CRASH_EVERY_FOLDS = 37
 
 
+class CutOff(BaseException):
+    """The process is over: no fault of the event at which it happens."""
+
+
 class NoCompare(Projector):
     """The control: the checkpoint is moved without looking where it was."""
 
     async def _move_checkpoint(self, connection: psycopg.AsyncConnection, before: int, after: int) -> None:
+        self._pages.forget()  # rows in memory are good only where the compare holds, and would hide what it prevents
         await connection.execute("UPDATE projection_checkpoints SET position = %s", [after])
 
 
@@ -146,7 +147,7 @@ async def counted(service: Service, kind: type[Projector], *, crashes: bool) -> 
 
     def fold(row: CountRow | None, event: Any, at: Recorded) -> CountRow:
         if crashes and next(folds) % CRASH_EVERY_FOLDS == 0:
-            raise psycopg.OperationalError("cut off")
+            raise CutOff
         return count(row, event, at)
 
     model = ReadModel("counted", 1, frozenset({"session"}), CountRow, fold)
@@ -158,13 +159,13 @@ async def counted(service: Service, kind: type[Projector], *, crashes: bool) -> 
                 events = await read_page(connection, after=after, limit=dice.randint(1, 20))
                 try:
                     await projector.project(connection, events)
-                except (Overtaken, psycopg.OperationalError):
+                except (Overtaken, CutOff):
                     continue
 
     async with service.services.store.pool.connection() as connection:
         await connection.execute("CREATE TABLE counted_v1 (counted_id uuid PRIMARY KEY, events int NOT NULL)")
-    for _ in range(EVENTS_COUNTED // 2):
-        session_id = await service.session()
+    # No stream begins and ends in one page: what begins in a page is folded from nothing, and so but once.
+    for session_id in [await service.session() for _ in range(EVENTS_COUNTED // 2)]:
         await service.run(sessions.close_session, sessions.CloseSession(session_id=session_id))
     await asyncio.gather(follow(), follow())
     async with service.services.store.pool.connection() as connection:

@@ -52,6 +52,10 @@ async def take(pool: AsyncConnectionPool, stack: ExitStack) -> Snapshot:
     rows: dict[str, IO[bytes]] = {}
     async with pool.connection() as connection, connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        # Before the first query fixes what is seen: a rebuild that puts another table in place later would leave this
+        # transaction with an empty one.
+        views = sql.SQL(", ").join(map(sql.Identifier, models()))
+        await connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(views))
         position = await checkpoint(connection)
         cursor = await connection.execute(
             "SELECT stream_id, position FROM projection_quarantine WHERE position <= %s ORDER BY stream_id", (position,)
