@@ -15,10 +15,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast, get_args
 
+import click
 import prometheus_client.metrics
 import pytest
 from msgspec.structs import fields
 from tests.conftest_log import LogDatabase
+from tests.crash.__main__ import main as crash
 
 import sightline
 from sightline import cli
@@ -27,6 +29,7 @@ from sightline.adapters.objects.port import ObjectStoreError
 from sightline.adapters.settings import ALIASES, Settings
 from sightline.domain.events import AGGREGATES, EVENTS
 from sightline.domain.kernel import Rejection
+from sightline.domain.upcasts import UPCASTS
 from sightline.http.app import create_app
 from sightline.http.problems import STATUSES
 from sightline.http.seeds.layered_images_shapes import FACADE
@@ -131,6 +134,11 @@ def test_every_event_is_told_with_its_fields() -> None:
     assert documented == {tag: event.__struct_fields__ for tag, event in EVENTS.items()}
 
 
+def test_every_earlier_generation_is_told_with_the_next() -> None:
+    documented = {ticked(row[0])[0]: ticked(row[1])[0] for row in rows_of(page("events"), 4)}
+    assert documented == {tag: step.tag for tag, step in UPCASTS.items()}
+
+
 def modules() -> Iterator[Any]:
     for found in pkgutil.walk_packages(sightline.__path__, "sightline."):
         if not found.name.endswith(".__main__"):
@@ -196,11 +204,23 @@ def test_every_code_of_a_failed_job_is_told() -> None:
     assert failure_codes('raise KindFailed("surprise", "…")') == {"surprise"}
 
 
+def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command by its whole name, those of groups too."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
+
+
 def test_every_command_is_told_with_its_options() -> None:
     documented = {ticked(row[0])[0]: set(ticked(row[1])) for row in rows(page("cli"))}
     assert documented == {
         name: {option for one in command.params for option in one.opts if option.startswith("--")}
-        for name, command in cli.main.commands.items()
+        for name, command in commands(cli.main)
     }
 
 
@@ -218,11 +238,11 @@ def served() -> set[str]:
 
 
 SERVED = served()
-MADE = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+MADE = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 VARIABLES = {f"SIGHTLINE_{spec.name.upper()}" for spec in fields(Settings)}
 COMPOSED = set(re.findall(r"\$\{(SIGHTLINE_\w+)", (ROOT / "compose.yaml").read_text()))
 FOLDERS = ("src/", "tests/", "schema/", "tools/", "docs/", "requirements/", "benchmarks/")
-TAG = re.compile(rf"({'|'.join(AGGREGATES)})\.[a-z_]+")
+TAG = re.compile(rf"({'|'.join(AGGREGATES)})\.[a-z_]+(\.\d+)?")
 
 
 def unknown(text: str) -> list[str]:
@@ -239,11 +259,11 @@ def unknown(text: str) -> list[str]:
         elif words[0] == "make" and len(words) > 1:
             known = words[1] in MADE
         elif words[0] == "sightline" and len(words) > 1:
-            known = words[1] in cli.main.commands
+            known = words[1] in cli.main.list_commands(click.Context(cli.main))
         elif name.startswith(FOLDERS) and "(" not in name and "invert" not in name:
             known = (ROOT / name).exists()
         elif TAG.fullmatch(name):
-            known = name in EVENTS
+            known = name in EVENTS or name in UPCASTS
         if not known:
             found.append(name)
     return found
@@ -298,11 +318,17 @@ def _callable(words: list[str]) -> bool:
         case "make":
             return arguments[0] in MADE
         case "sightline":
-            command = cli.main.commands.get(arguments[0])
+            command: click.Command | None = cli.main
+            for word in arguments:
+                command = (
+                    command.get_command(click.Context(command), word) if isinstance(command, click.Group) else command
+                )
             return command is not None and options <= {one for param in command.params for one in param.opts}
         case "alembic":
             return arguments[0] in {"upgrade", "downgrade", "current", "history", "check", "revision"}
         case "python":
+            if arguments[:2] == ["-m", "tests.crash"]:
+                return options <= {one for param in crash.params for one in param.opts}
             return arguments[:2] == ["-m", "pytest"] and (ROOT / arguments[2]).exists()
         case "curl":
             [url] = [word for word in arguments if "localhost" in word]

@@ -3,20 +3,22 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
-import sqlalchemy as sa
-from alembic import command as alembic
-from alembic.config import Config
 from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import Loader
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
-from sqlalchemy.engine import URL
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy.engine import URL
 
 SOURCE = Path(__file__).resolve().parents[1]
 CONNECT_TIMEOUT_S = 5
 PREPARE_AFTER_USES = 5
+MIGRATOR_WAIT_S = 60
 
 
 class JsonBytes(Loader):
@@ -87,8 +89,10 @@ async def pool(dsn: str, *, connections_max: int = 8, prepare: bool = True) -> A
         await opened.close()
 
 
-def sqlalchemy_url(dsn: str) -> URL:
+def sqlalchemy_url(dsn: str) -> "URL":
     """The same database for SQLAlchemy, which alone at migration time speaks to it."""
+    from sqlalchemy.engine import URL  # noqa: PLC0415  # a third of a second that only migrations need
+
     parts = conninfo_to_dict(dsn)
     query = {"host": str(parts["host"])} if str(parts.get("host", "")).startswith("/") else {}
     return URL.create(
@@ -106,8 +110,10 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def migrations() -> Config:
+def migrations() -> "Config":
     """Alembic's configuration, wherever the package lies: beside `schema/` in a checkout, around it in a wheel."""
+    from alembic.config import Config  # noqa: PLC0415  # as above
+
     inside = SOURCE / "schema"
     config = Config()
     config.set_main_option("script_location", str(inside if inside.is_dir() else SOURCE.parent / "schema"))
@@ -120,10 +126,15 @@ def migrate(dsn: str, revision: str = "head") -> None:
     Raises:
         sqlalchemy.exc.OperationalError: no connection, or a lock was not to be had in time.
     """
+    import sqlalchemy as sa  # noqa: PLC0415  # as above
+    from alembic import command as alembic  # noqa: PLC0415  # as above
+
     engine = sa.create_engine(sqlalchemy_url(dsn))
     try:
         with engine.connect() as connection:
-            # Two processes that start together must not both create the tables.
+            # Two processes that start together must not both create the tables; nor may whoever else takes this lock
+            # keep a start waiting for ever.
+            connection.execute(sa.text(f"SET lock_timeout = '{MIGRATOR_WAIT_S}s'"))
             connection.execute(sa.text("SELECT pg_advisory_lock(hashtext('sightline.migrate'))"))
             connection.commit()
             config = migrations()

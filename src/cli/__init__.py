@@ -6,9 +6,12 @@ servers that `DATABASE_URL`, `REDIS_URL` and `S3_ENDPOINT_URL` name.
 
 import http.client
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import cast
 from uuid import UUID
 
 import click
@@ -22,9 +25,34 @@ from ..adapters.settings import Settings
 from .shared import clear_errors, data_dir_option, given_settings, migrated, parts, run_async, scalar, with_services
 
 READY_PROBE_TIMEOUT_S = 1.0
+NOTARY_NICENESS = 10  # whoever appends goes first; signing may take half a second longer
+
+# Each by the module that it lies in.
+GROUPS = {
+    "analyst": "analytics",
+    "analytics": "analytics",
+    "audit": "audit",
+    "backup": "backup",
+    "people": "people",
+    "projections": "projections",
+    "restore": "backup",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Switchboard(click.Group):
+    """Commands of this file, and groups that are loaded when one is asked for: a process loads what it needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *GROUPS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in GROUPS:
+            return super().get_command(ctx, cmd_name)
+        found = getattr(import_module(f".{GROUPS[cmd_name]}", __package__), cmd_name)
+        return cast("click.Command", found)
+
+
+@click.group(cls=Switchboard, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sightline")
 def main() -> None:
     """Sightline: every step is an event."""
@@ -48,6 +76,7 @@ def up(data_dir: Path | None, host: str | None, port: int | None, workers: int) 
         return [
             _process("projector", "project"),
             _process("clock", "tick"),
+            _process("notary", "notarize"),
             _process("api", "serve", *listen, ready=lambda: _answers(ready)),
             *(_process(f"worker-{number}", "work") for number in range(1, workers + 1)),
         ]
@@ -103,6 +132,17 @@ def tick(data_dir: Path | None) -> None:
 
 @main.command()
 @data_dir_option
+def notarize(data_dir: Path | None) -> None:
+    """Run the notary alone: it signs what the log was, so that nobody can change it unseen."""
+    from ..workers import lifecycle, notary  # noqa: PLC0415  # as above
+
+    with parts(data_dir=data_dir) as ready:
+        os.nice(NOTARY_NICENESS)  # now, not before: parts that were started for this are not to be nice
+        run_async(lifecycle.run_until_stopped(lambda stopping: notary.run(ready, stopping), "notary"))
+
+
+@main.command()
+@data_dir_option
 @click.option("--revision", default="head", show_default=True, help="Where to go; a migration's id, or head.")
 def migrate(data_dir: Path | None, revision: str) -> None:
     """Bring the database's schema up to date."""
@@ -147,15 +187,21 @@ def status(data_dir: Path | None) -> None:
 
 @main.command(context_settings={"ignore_unknown_options": True})
 @data_dir_option
+@click.option("--as-analyst", metavar="NAME", help="Log in as this analyst; all that the session may do is read.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def psql(data_dir: Path | None, arguments: tuple[str, ...]) -> None:
+def psql(data_dir: Path | None, as_analyst: str | None, arguments: tuple[str, ...]) -> None:
     """Open psql on the database; further arguments are psql's own."""
     import subprocess  # noqa: PLC0415  # for this command alone
 
     from ..adapters.embedded.binaries import psql_path  # noqa: PLC0415  # as above
 
     with parts(data_dir=data_dir) as ready:
-        sys.exit(subprocess.run([psql_path(), ready.database_url, *arguments], check=False).returncode)
+        url = ready.database_url
+        if as_analyst is not None:
+            from .analytics import analyst_url  # noqa: PLC0415  # as above
+
+            url = analyst_url(ready, as_analyst)
+        sys.exit(subprocess.run([psql_path(), url, *arguments], check=False).returncode)
 
 
 def _process(name: str, *command: str, ready: Callable[[], bool] | None = None) -> ProcessSpec:

@@ -3,7 +3,6 @@
 from ..settings import Settings
 from .directory import DirectoryStore
 from .port import ObjectStore
-from .s3 import S3Store
 from .signing import UrlSigner, load_secrets
 
 
@@ -14,6 +13,8 @@ async def open_object_store(settings: Settings) -> ObjectStore:
         OSError: the data directory cannot be written (directory store only).
     """
     if settings.s3_endpoint_url:
+        from .s3 import S3Store  # noqa: PLC0415  # its client takes most of a second to load, and a directory needs none
+
         return await S3Store.connect(
             endpoint_url=settings.s3_endpoint_url,
             region=settings.s3_region,
