@@ -1,11 +1,16 @@
 """The real parts that tests run against. Each starts when the first test asks for it."""
 
+import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
+
+from sightline.adapters import logs
 
 pytest_plugins = [
     "tests.conftest_parts",
@@ -13,6 +18,7 @@ pytest_plugins = [
     "tests.conftest_log",
     "tests.conftest_library",
     "tests.conftest_service",
+    "tests.conftest_analysts",
     "tests.conftest_up",
 ]
 
@@ -26,3 +32,17 @@ def curl_on_path(tmp_path_factory: pytest.TempPathFactory) -> None:
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).with_name("curl.py")}" "$@"\n')
         script.chmod(0o755)
         os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """A command that is called in this process configures the logs of all of it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    quiet = {name: logging.getLogger(name).level for name in logs.QUIET}
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, before in quiet.items():
+        logging.getLogger(name).setLevel(before)

@@ -71,13 +71,16 @@ def test_the_sql_makes_a_database_that_migrates(tmp_path: Path) -> None:
     outside, inside = said.split(CONNECT)
     with PostgresServer(tmp_path) as server:
         with psycopg.connect(server.superuser_dsn, autocommit=True) as superuser:
+            # Our own template1 brings the extension and is hardened; a server of somebody else's is neither.
+            superuser.execute("ALTER DATABASE template1 IS_TEMPLATE false")
+            superuser.execute("DROP DATABASE template1")
+            superuser.execute("CREATE DATABASE template1 TEMPLATE template0 IS_TEMPLATE true")
             superuser.execute(f"DROP DATABASE {DATABASE}".encode())
             superuser.execute(f"DROP ROLE {ROLE}".encode())
             for statement in filter(str.strip, outside.split(";")):
                 superuser.execute(statement.encode())
         into = server.superuser_dsn.replace("/postgres?", f"/{DATABASE}?")
         with psycopg.connect(into, autocommit=True) as superuser:
-            superuser.execute("DROP EXTENSION IF EXISTS vector")  # our own template1 brings it
             superuser.execute(inside.encode())
         postgres.migrate(server.dsn)
         with psycopg.connect(server.dsn) as connection:

@@ -111,9 +111,9 @@ def test_a_service_that_breaks_its_word_is_found(
 ) -> None:
     breaking(monkeypatch)
     tally = Tally()
-    with pytest.raises(Exception):  # noqa: B017  # Hypothesis wraps it if racing commands do not race again
+    with pytest.raises(Exception) as raised:  # Hypothesis wraps it if racing commands do not race again
         conform(real, steps=FOUND_WITHIN_STEPS, shrink=False, tally=tally)
-    assert tally.failure.startswith("AssertionError")
+    assert tally.failure.startswith("AssertionError"), raised.value
     assert tally.steps < FOUND_WITHIN_STEPS
 
 
