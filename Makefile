@@ -7,13 +7,17 @@ BIN    := $(VENV)/bin
 INPUT  ?=
 PORT   ?= 8000
 DATA   ?= var/sightline
+SEED   ?= 0
+KILLS  ?= 200
+EVENTS ?= 1000000
+STEPS  ?= 500000
 
 # onnxruntime and onnxruntime-gpu exclude each other; the driver decides.
 ACCELERATOR := $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench up lock clean
+.PHONY: help setup demo test conform lint format bench crash crash-controls up lock clean
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +33,9 @@ up: $(VENV)/.ready ## Run the service on $(DATA) and port $(PORT) until Ctrl-C
 test: $(VENV)/.ready-dev ## Run all tests against real parts, which they start themselves
 	$(BIN)/python -m pytest
 
+conform: $(VENV)/.ready-dev ## Commands beside the reference model, STEPS of them from SEED on
+	$(BIN)/python -m tests.model --steps $(STEPS) --seed $(SEED)
+
 lint: $(VENV)/.ready-dev ## Formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -41,6 +48,12 @@ format: $(VENV)/.ready-dev ## Format the code
 
 bench: $(VENV)/.ready ## Measure us beside our peers, in one run; tables and plots go to benchmarks/results
 	$(BIN)/python -m benchmarks
+
+crash: $(VENV)/.ready-dev ## Kill everything under load, KILLS times from SEED on, then check every promise
+	$(BIN)/python -m tests.crash --seed $(SEED) --kills $(KILLS) --events $(EVENTS) --report var/crash/report.json
+
+crash-controls: $(VENV)/.ready-dev ## Break what each promise rests on, and see its row turn red
+	$(BIN)/python -m pytest -v tests/crash/test_controls.py
 
 lock: ## Resolve the dependencies again, with hashes
 	uv pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header pyproject.toml \

@@ -20,6 +20,19 @@ DECISIONS_REPEATED = Counter(
 )
 PROJECTED_POSITION = Gauge("sightline_projected_position", "Position that the read models reflect.")
 PROJECTION_FAILURES = Counter("sightline_projection_failures_total", "Pages that could not be projected; an alarm.")
+PROJECTION_QUARANTINED = Gauge(
+    "sightline_projection_quarantined_streams", "Streams that are in no read model any more, up to 1,000; an alarm."
+)
+OBJECTS_ORPHANED = Counter("sightline_objects_orphaned_total", "Objects removed because no event names them.")
+ANALYST_QUERIES_ENDED = Counter(
+    "sightline_analyst_queries_ended_total",
+    "Queries and sessions of analysts that took too long; `unwatched` are those that this login may not end.",
+    ["how"],
+)
+NOTARISED_POSITION = Gauge("sightline_notarised_position", "Position up to which the log is signed.")
+NOTARY_REFUSALS = Counter(
+    "sightline_notary_refusals_total", "Times that the log contradicted what was signed, so that nothing was; an alarm."
+)
 JOB_SECONDS = Histogram(
     "sightline_job_seconds",
     "Seconds from the claim of a job to the end of its attempt.",

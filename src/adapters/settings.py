@@ -29,14 +29,20 @@ class Settings(Struct, frozen=True, kw_only=True):
         data_dir: where embedded parts keep everything; also keys and the directory object store.
         database_url: a PostgreSQL 17+ with pgvector; empty means the embedded one.
         database_direct_url: the same database without a pooler between, for LISTEN and the projector.
+        database_tcp_port: the embedded database listens on this port of 127.0.0.1 as well, with passwords: for
+            analysts' tools; 0 is none.
         redis_url: a Valkey or Redis; empty means the embedded one.
         s3_endpoint_url: an S3 service; empty means the directory store under `data_dir`.
         base_url: how clients reach the API; signed URLs begin with it.
+        sealing_key: base64 of the 32 bytes that wrap the keys of people; several by commas, the newest first; empty
+            for a file of its own under `data_dir`.
+        erasures_path: the list of who was erased; empty for a file under `data_dir`.
     """
 
     data_dir: Path = Path("var/sightline")
     database_url: str = ""
     database_direct_url: str = ""
+    database_tcp_port: int = 0
     redis_url: str = ""
 
     s3_endpoint_url: str = ""
@@ -44,6 +50,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     s3_bucket: str = "sightline"
     s3_access_key_id: str = ""
     s3_secret_access_key: str = field(default="")
+
+    sealing_key: str = ""
+    erasures_path: str = ""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -67,6 +76,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     worker_slots: int = 1
     worker_lease_s: float = 10.0
     worker_memory_mb_max: int = 4096
+    analyst_query_s_max: float = 30.0  # how long a query or a transaction of an analyst may last
+    analyst_connections_max: int = 3  # of each one that is made from now on
+    objects_orphaned_after_s: int = 24 * 3600  # how old an object is before the janitor judges it
     default_num_layers: int = 4
     default_painterly_strength: float = 0.5
     default_painterly_seed: int = 42
@@ -84,7 +96,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         """For the log line at start: the same fields, secrets and passwords hidden."""
         shown = asdict(self)
         for name in shown:
-            if "secret" in name and shown[name]:
+            if ("secret" in name or name == "sealing_key") and shown[name]:
                 shown[name] = REDACTED
             elif name.endswith("_url"):
                 shown[name] = _without_password(shown[name])

@@ -9,25 +9,30 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, RedocRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Tag
 
+from .analytics import AnalyticsController
 from .assets import AssetController
 from .audit import AuditController
+from .audit_export import AuditExportController
 from .bodies import JsonRequest
 from .canonical import CanonicalLine
+from .causes import CausesController
 from .described import describe_refusals
 from .health import HealthController
 from .jobs import JobController
-from .manners import dependencies, refuse_garbage
+from .manners import dependencies, log_epoch, refuse_garbage
 from .model_slots import ModelSlotController
 from .models import ModelController
 from .objects import ObjectController
 from .problems import handlers
+from .projections import ProjectionController
+from .proofs import ProofController
 from .seeds import layered_images
 from .seeds.layered_images_shapes import FACADE as LAYERED_IMAGES
 from .services import Services
 from .sessions import SessionController
 
 FACADES = (LAYERED_IMAGES,)
-EXPOSED_HEADERS = ["Event-Position", "ETag", "Link", "Location", "Retry-After", "X-Request-ID"]
+EXPOSED_HEADERS = ["Event-Position", "Log-Epoch", "ETag", "Link", "Location", "Retry-After", "X-Request-ID"]
 
 # The pages of /docs and /redoc take their scripts from a public CDN; nothing else that we serve may run any.
 PAGE_CSP = (
@@ -52,6 +57,11 @@ def create_app(services: Services) -> Litestar:
             ModelController,
             ModelSlotController,
             AuditController,
+            CausesController,
+            ProofController,
+            AuditExportController,
+            AnalyticsController,
+            ProjectionController,
             ObjectController,
             *layered_images.ROUTES,
             redoc,
@@ -60,6 +70,7 @@ def create_app(services: Services) -> Litestar:
         request_class=JsonRequest,
         request_max_body_size=settings.json_body_bytes_max,
         before_request=refuse_garbage,
+        after_request=log_epoch(services),
         dependencies=dependencies(services),
         exception_handlers=handlers(FACADES),
         cors_config=_cors(settings.cors_origins),
@@ -95,6 +106,7 @@ def _openapi() -> OpenAPIConfig:
             Tag("jobs", "Pieces of computing, each done once."),
             Tag("models", "Versions of models, and which of them does a task's work."),
             Tag("audit", "The log, what came of what, and how far the read models are."),
+            Tag("analytics", "Figures and rows as tables, for JSON, CSV and Parquet."),
             Tag("layered images", "The paths of the layered-images service, served verbatim."),
             Tag("operations", "For supervisors and monitoring."),
         ],

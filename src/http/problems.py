@@ -19,6 +19,7 @@ from ..adapters.child import ChildDied
 from ..adapters.event_store.codec import NotStorable
 from ..adapters.objects.port import ObjectStoreError
 from ..adapters.objects.signing import SignatureRefused
+from ..adapters.sealing_keys import VaultLocked
 from ..domain.kernel import Rejection
 
 PROBLEM_TYPE = "application/problem+json"
@@ -38,12 +39,17 @@ STATUSES: Mapping[str, int] = {
     "not_acceptable": 406,
     "precondition_failed": 412,
     "payload_too_large": 413,
+    "report_too_large": 413,
     "unsupported_media_type": 415,
     "validation_failed": 422,
     "idempotency_key_reused": 422,
     "not_yet_projected": 425,
     "too_many_waiters": 503,
+    "too_many_reports": 503,
+    "too_many_exports": 503,
+    "not_signed_yet": 503,
     "internal_error": 500,
+    "log_damaged": 500,
     # decisions
     "rejected": 422,
     "rule_violated": 422,
@@ -51,6 +57,13 @@ STATUSES: Mapping[str, int] = {
     "empty_file": 422,
     "forbidden": 403,
     "conflict": 409,
+    "epoch_changed": 409,
+    "projection_busy": 409,
+    "projection_in_use": 409,
+    "projection_locked": 409,
+    "event_not_foldable": 409,
+    "stream_still_poisoned": 409,
+    "too_many_tasks": 503,
     "invalid_state": 409,
     "asset_not_clean": 409,
     "asset_not_uploaded": 409,
@@ -214,7 +227,9 @@ def refusal_of(error: Exception) -> Refusal:
             return Refusal("store_unavailable", "the database does not answer", headers=_retry_after("", RETRY_AFTER_S))
         case psycopg.DataError():
             return Refusal("malformed_request", "a value that cannot be looked up")
-        case ChildDied() | OSError():  # no child can be started, no space is left, nobody answers in time
+        case (
+            ChildDied() | VaultLocked() | OSError()
+        ):  # no child can be started, no space is left, nobody answers in time
             return Refusal(
                 "part_unavailable", "a part that this needs is not there now", headers=_retry_after("", RETRY_AFTER_S)
             )
@@ -288,6 +303,7 @@ def _tell(request: Request[Any, Any, Any], refusal: Refusal, error: Exception) -
     if STATUSES[refusal.code] == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("request_failed", request_id=request.scope["state"].get("request_id"), exc_info=error)
     elif (
-        isinstance(error, psycopg.Error | ObjectStoreError | ChildDied | OSError) or refusal.code == "store_unavailable"
+        isinstance(error, psycopg.Error | ObjectStoreError | ChildDied | VaultLocked | OSError)
+        or refusal.code == "store_unavailable"
     ):
         log.warning("part_failed", code=refusal.code, error=repr(error))

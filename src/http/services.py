@@ -21,11 +21,13 @@ from ..adapters.objects.port import ObjectStore
 from ..adapters.objects.signing import load_secrets
 from ..adapters.settings import Settings
 from ..adapters.valkey import open_valkey
+from ..adapters.vault import Vault
 from ..commands.models import install_builtin_models
 from ..commands.transact import Commands
 from ..domain.events import EVENTS
 from ..domain.kernel import Caller
 from ..projections.projection import CHANNEL, ReadModels
+from .background import Background
 
 
 class Services(Struct, frozen=True, kw_only=True):
@@ -38,12 +40,14 @@ class Services(Struct, frozen=True, kw_only=True):
     settings: Settings
     store: EventStore
     commands: Commands
+    vault: Vault
     reads: ReadModels
     objects: ObjectStore
     scanner: ImageScanner
     models: ModelCache
     valkey: "redis.Redis"
     digest_key: bytes
+    background: Background
 
 
 @asynccontextmanager
@@ -61,23 +65,31 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         objects = await open_object_store(settings)
         stack.push_async_callback(objects.close)
         scanner = await stack.enter_async_context(ImageScanner(pixels_max=settings.upload_pixels_max))
-        commands = Commands(store, JobHints(valkey))
+        vault = Vault.of(store.pool, settings)
+        await vault.open()
+        commands = Commands(store, JobHints(valkey), vault)
         stack.push_async_callback(commands.close)
-        reads = ReadModels(store.pool, await stack.enter_async_context(Tail(direct, CHANNEL)))
+        tail = await stack.enter_async_context(Tail(direct, CHANNEL))
+        reads = ReadModels(store.pool, tail, store.writer.saw_epoch)
+        store.epochs.append(lambda _: reads.forget())
         await stack.enter_async_context(_running(reads))
         models = ModelCache(settings.data_dir)
         await install_builtin_models(commands, models, _system_caller())
+        background = Background()
+        stack.push_async_callback(background.close)
         secret = load_secrets(settings.data_dir / "keys").current
         yield Services(
             settings=settings,
             store=store,
             commands=commands,
+            vault=vault,
             reads=reads,
             objects=objects,
             scanner=scanner,
             models=models,
             valkey=valkey,
             digest_key=hmac.digest(secret, b"sightline-requests-1", hashlib.sha256),
+            background=background,
         )
 
 
