@@ -30,6 +30,7 @@ from sightline.domain.assets import Scan
 from sightline.domain.jobs import Job
 from sightline.domain.jobs import evolve as evolve_job
 from sightline.domain.kernel import Caller
+from sightline.domain.upcasts import name_of
 from sightline.projections.jobs import JOBS, JobRow
 from sightline.workers import lifecycle, projector
 from sightline.workers.lifecycle import Services
@@ -119,7 +120,7 @@ class Service:
 
     async def topics(self, stream_id: UUID) -> list[str]:
         """What was said of a stream, progress aside."""
-        said = [one.topic.partition(".")[2] for one in await self.events(stream_id)]
+        said = [name_of(one.topic).partition(".")[2] for one in await self.events(stream_id)]
         return [topic for topic in said if topic != "progressed"]
 
     async def job(self, job_id: UUID) -> Job:

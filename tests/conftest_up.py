@@ -5,7 +5,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -24,13 +24,15 @@ STOP_S = 10.0
 class Up:
     """`sightline up` on a directory, as an operator sees it: its processes, its answers, its log."""
 
-    def __init__(self, data_dir: Path, port: int, *, run_as: RunAs | None = None, **environ: str) -> None:
+    def __init__(
+        self, data_dir: Path, port: int, *, run_as: RunAs | None = None, prefix: Sequence[str] = (), **environ: str
+    ) -> None:
         self.data_dir = data_dir
         self.log_path = data_dir.with_name(f"{data_dir.name}-{port}.log")
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10)
         command = ["up", "--data-dir", str(data_dir), "--port", str(port)]
         self.process = spawn(
-            [sys.executable, "-m", "sightline", *command],
+            [*prefix, sys.executable, "-m", "sightline", *command],
             env={**os.environ, **environ},
             cwd=Path("/"),
             log_path=self.log_path,

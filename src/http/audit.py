@@ -1,7 +1,8 @@
-"""For auditors: the log itself, what came of what, and how far the read models are."""
+"""For auditors: the log itself, and what came of what."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -11,12 +12,13 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 from msgspec import Struct
 
+from ..adapters.event_store.codec import Recorded
 from ..adapters.event_store.reader import EventFilter
 from ..domain.events import AGGREGATES, kind_of
 from ..domain.kernel import NotFound
 from ..projections import lineage
-from ..projections.projection import CHECKPOINT
-from .manners import POSITION_MAX, Limit, Listing, Parts, Reads, found, listed
+from .cloud_events import BATCH, LINES, cloud_event
+from .manners import CURSOR, POSITION_MAX, Limit, Listing, Parts, Reads, found, listed, marked, unmarked
 from .nouns import EventView
 from .services import Services
 
@@ -27,7 +29,7 @@ DEPTH_DEFAULT = 10
 # As paths name them, plural or not, and as edges do.
 TRACED = {kind: kind for kind in (*AGGREGATES, "artifact")} | {f"{kind}s": kind for kind in (*AGGREGATES, "artifact")}
 
-Position = Annotated[int, QueryParameter(ge=0, le=POSITION_MAX, description="Events past this position.")]
+Position = Annotated[str, QueryParameter(pattern=CURSOR, description="Events past this position, or cursor.")]
 Word = Annotated[str | None, QueryParameter(min_length=1, max_length=200)]
 
 
@@ -50,17 +52,6 @@ class TraceView(Struct, frozen=True):
     edges: list[lineage.LineageEdge]
 
 
-class ProjectionView(Struct, frozen=True):
-    """Attributes:
-    position: what the read models reflect.
-    lag: events in the log past it.
-    """
-
-    name: str
-    position: int
-    lag: int
-
-
 class AuditController(Controller):
     path = "/v1"
     tags = ("audit",)
@@ -70,7 +61,7 @@ class AuditController(Controller):
         self,
         request: Request[Any, Any, Any],
         services: Parts,
-        after: Position = 0,
+        after: Position = "0",
         limit: Limit = 100,
         event_type: Annotated[
             str | None, QueryParameter(name="type", max_length=100, description="A tag, or a prefix such as `job.`")
@@ -82,7 +73,8 @@ class AuditController(Controller):
         until: FromQuery[datetime | None] = None,
     ) -> Response[Listing[EventView]] | Stream:
         """Events in order, each with its envelope. With `Accept: application/x-ndjson` all of them past `after`, one
-        a line, up to where the log ended when the request came; `limit` then does not count.
+        a line, up to where the log ended when the request came; `limit` then does not count. As CloudEvents with
+        `application/cloudevents-batch+json` (a page, an array) or `application/x-ndjson; profile=cloudevents`.
         """
         wanted = EventFilter(
             topic=event_type,
@@ -92,13 +84,23 @@ class AuditController(Controller):
             since=since,
             until=until,
         )
-        head = (await services.store.reader.head()).position
-        if NDJSON in request.headers.get("accept", ""):
-            lines = _lines(services, wanted, after=after, until=head)
-            return Stream(lines, media_type=NDJSON, headers={"Event-Position": str(head)})
-        recorded = await services.store.reader.search(wanted, after=after, limit=limit)
-        cursor = recorded[-1].position if recorded else None
-        return listed(request, [EventView.of(one) for one in recorded], head, limit=limit, cursor=cursor)
+        head = await services.store.reader.head()
+        past = unmarked(after, head.epoch)
+        accept = request.headers.get("accept", "")
+        clouds = "cloudevents" in accept
+        view: Callable[[Recorded], Any] = partial(cloud_event, epoch=head.epoch) if clouds else EventView.of
+        if NDJSON in accept:
+            lines = _lines(services, wanted, view, after=past, until=head.position)
+            media_type = LINES if clouds else NDJSON
+            return Stream(lines, media_type=media_type, headers={"Event-Position": str(head.position)})
+        recorded = await services.store.reader.search(wanted, after=past, limit=limit)
+        cursor = marked(recorded[-1].position, head.epoch) if recorded else None
+        answer: Response[Any] = listed(
+            request, [view(one) for one in recorded], head.position, limit=limit, cursor=cursor
+        )
+        if clouds:
+            return Response(answer.content.items, media_type=BATCH, headers=answer.headers)
+        return answer
 
     @get("/trace/{kind:str}/{root_id:uuid}", summary="What came of it, what it came from")
     async def trace(
@@ -132,12 +134,6 @@ class AuditController(Controller):
         )
         return found(body, position)
 
-    @get("/projections", summary="How far the read models are")
-    async def projections(self, services: Parts) -> Response[list[ProjectionView]]:
-        position = await services.reads.position()
-        head = (await services.store.reader.head()).position
-        return found([ProjectionView(CHECKPOINT, position, max(0, head - position))], position)
-
 
 def _traced(kind: str) -> str:
     found_kind = TRACED.get(kind.replace("-", "_"))
@@ -154,13 +150,15 @@ async def _exists(services: Services, node: TraceNode) -> bool:
     return bool(first) and kind_of(first[0].topic) == node.kind
 
 
-async def _lines(services: Services, wanted: EventFilter, *, after: int, until: int) -> AsyncIterator[bytes]:
+async def _lines(
+    services: Services, wanted: EventFilter, view: Callable[[Recorded], Struct], *, after: int, until: int
+) -> AsyncIterator[bytes]:
     encode = msgspec.json.Encoder().encode
     while after < until:
         page = await services.store.reader.search(wanted, after=after, limit=NDJSON_PAGE_EVENTS)
         due = [recorded for recorded in page if recorded.position <= until]
         if due:
-            yield b"".join(encode(EventView.of(recorded)) + b"\n" for recorded in due)
+            yield b"".join(encode(view(recorded)) + b"\n" for recorded in due)
         if len(page) < NDJSON_PAGE_EVENTS:
             return
         after = page[-1].position

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Literal
 
 import psycopg
@@ -10,12 +11,17 @@ from msgspec import Struct
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
+from ..adapters.event_store.wire import Append
+from ..adapters.ids import uuid7
 from ..adapters.objects.port import ObjectStoreError
+from ..domain.kernel import Rejection
+from ..projections import quarantine
 from ..projections.projection import NotYetProjected
 from .manners import Parts
 from .services import Services
 
 CHECK_TIMEOUT_S = 2.0
+SCRAPE_TIMEOUT_S = 1.0
 CATCH_UP_S = 1.0
 LAG_EVENTS_MAX = 50_000  # beyond it a reader is told nonsense, even if the projector works
 
@@ -60,7 +66,11 @@ class HealthController(Controller):
         return Response(body, status_code=503 if failed else 200)
 
     @get("/metrics", media_type=CONTENT_TYPE_LATEST, summary="Metrics of this process, for Prometheus")
-    async def metrics(self) -> bytes:
+    async def metrics(self, services: Parts) -> bytes:
+        # An alarm about the database, not about this process; while that does not answer, as it was.
+        with suppress(psycopg.Error, TimeoutError):
+            async with asyncio.timeout(SCRAPE_TIMEOUT_S), services.store.pool.connection() as connection:
+                await quarantine.count(connection)
         return generate_latest()
 
 
@@ -73,10 +83,15 @@ async def _check(work: Awaitable[Check]) -> Check:
         return Check("failed", f"no answer within {CHECK_TIMEOUT_S:g} s")
     except (psycopg.Error, ObjectStoreError, OSError) as error:
         return Check("failed", type(error).__name__)
+    except Rejection as rejection:
+        return Check("failed", rejection.code)
 
 
 async def _event_store(services: Services) -> Check:
+    """Reads answer from a full disk, too: while appends fail, one that says nothing is tried."""
     head = await services.store.reader.head()
+    if services.store.writer.failing:
+        await services.store.append(Append(command_id=uuid7(), expectations=[], events=[], metadata=b"{}"))
     return Check("ok", f"position {head.position}")
 
 

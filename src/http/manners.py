@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
@@ -18,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from ..adapters.ids import uuid7
-from ..commands.transact import Receipt
+from ..commands.transact import EpochChanged, Receipt
 from ..domain.kernel import Caller, derived_id
 from ..projections.projection import NotYetProjected, ReadModels
 from .auth import authenticate
@@ -27,6 +27,7 @@ from .problems import Malformed
 from .services import Services
 
 POSITION_MAX = 2**63 - 1
+EPOCH_CHARS = 8  # of its hexadecimal form; enough to tell the logs of one installation apart
 PAGE_ROWS_MAX = 200
 PAGE_ROWS_DEFAULT = 50
 KEY_CHARS_MAX = 255
@@ -43,9 +44,11 @@ Asks = NamedDependency[SkipValidation[Caller]]
 Reads = NamedDependency[SkipValidation[ReadModels]]
 Versions = NamedDependency[SkipValidation[frozenset[int] | None]]
 
+CURSOR = r"^[0-9]{1,18}(@[0-9a-f]{8})?$"
+
 Limit = Annotated[int, QueryParameter(ge=1, le=PAGE_ROWS_MAX, description="Rows of one page.")]
 After = Annotated[UUID | None, QueryParameter(description="The cursor that the page before gave as `next`.")]
-AfterVersion = Annotated[int, QueryParameter(ge=0, le=POSITION_MAX, description="Events past this version.")]
+AfterVersion = Annotated[str, QueryParameter(pattern=CURSOR, description="Events past this version.")]
 At = Annotated[
     str | None,
     QueryParameter(max_length=40, description="The state as of a position, or of an RFC 3339 time with zone."),
@@ -72,6 +75,23 @@ async def refuse_garbage(request: AnyRequest) -> None:
     raw_path = request.scope.get("raw_path") or b""
     if not (is_text(raw_path) and is_text(request.scope["query_string"])):
         raise Malformed("paths and queries are UTF-8 without NUL")
+
+
+def marked(position: int, epoch: UUID) -> str:
+    """A position, or a version, as a cursor: good for as long as the log has this epoch."""
+    return f"{position}@{epoch.hex[:EPOCH_CHARS]}"
+
+
+def unmarked(cursor: str, epoch: UUID) -> int:
+    """The number of a cursor, or a plain one, which is taken for one of any epoch.
+
+    Raises:
+        EpochChanged: it was given out before the log was restored.
+    """
+    number, _, mark = cursor.partition("@")
+    if mark and mark != epoch.hex[:EPOCH_CHARS]:
+        raise EpochChanged(f"the cursor is of epoch {mark}, and the log has epoch {epoch.hex[:EPOCH_CHARS]} now")
+    return int(number)
 
 
 def caller_of(request: AnyRequest, services: Services, content: bytes) -> Caller:
@@ -121,14 +141,20 @@ async def _reads(request: AnyRequest, services: Parts) -> ReadModels:
 
     Raises:
         NotYetProjected: not within the seconds of `Prefer: wait`.
+        EpochChanged: the position is of the log before a restore.
     """
     wanted = request.headers.get("min-position")
     if wanted is not None:
-        if re.fullmatch(r"[0-9]{1,18}", wanted) is None:
-            raise Malformed("Min-Position is a position, a whole number")
+        if re.fullmatch(CURSOR, wanted) is None:
+            raise Malformed("Min-Position is a position, a whole number, or one with its epoch: 42@1a2b3c4d")
         waits = _WAIT.search(request.headers.get("prefer", ""))
         timeout_s = min(int(waits[1]), WAIT_MAX_S) if waits else 0
-        await services.reads.wait_for(int(wanted), timeout_s=timeout_s)
+        position = int(wanted.partition("@")[0])
+        if "@" in wanted:
+            unmarked(wanted, (await services.store.reader.head()).epoch)
+        await services.reads.wait_for(position, timeout_s=timeout_s)
+        if "@" in wanted:  # The log may have been restored, and have grown so far again, while we waited.
+            unmarked(wanted, (await services.store.reader.head()).epoch)
     return services.reads
 
 
@@ -154,6 +180,18 @@ def dependencies(services: Services) -> dict[str, Provide]:
         "versions": Provide(_versions, sync_to_thread=False),
         "reads": Provide(_reads),
     }
+
+
+def log_epoch(services: Services) -> Callable[[Response[Any]], Response[Any]]:
+    """Beside every position the epoch that it belongs to: `<Event-Position>@<Log-Epoch>` means the same log or none."""
+
+    def mark(response: Response[Any]) -> Response[Any]:
+        epoch = services.store.writer.epoch
+        if epoch is not None and "Event-Position" in response.headers:
+            response.headers["Log-Epoch"] = epoch.hex[:EPOCH_CHARS]
+        return response
+
+    return mark
 
 
 def now() -> datetime:

@@ -66,7 +66,7 @@ class ModelSlotController(Controller):
         services: Parts,
         task: Task,
         at: At = None,
-        after: AfterVersion = 0,
+        after: AfterVersion = "0",
         limit: Limit = 100,
     ) -> Response[History]:
         stream_id = model_slots.slot_id(task)

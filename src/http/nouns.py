@@ -1,5 +1,6 @@
 """What every noun can be asked: what happened to it, and what it was at some time before now."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from msgspec import Struct
 from ..adapters.event_store.codec import Recorded
 from ..domain.events import kind_of
 from ..domain.kernel import Aggregate, NotFound
-from .manners import POSITION_MAX, AfterVersion, At, Limit, Parts, found, next_link
+from .manners import CURSOR, POSITION_MAX, AfterVersion, At, Limit, Parts, found, marked, next_link, unmarked
 from .problems import FieldError, FieldsRefused
 from .services import Services
 
@@ -79,11 +80,13 @@ class Then(Struct, frozen=True):
     Attributes:
         state: of its aggregate.
         position: that was asked for, at most the log's end.
+        epoch: of the log.
     """
 
     state: Any
     version: int
     position: int
+    epoch: UUID
     events: Sequence[Recorded]
 
 
@@ -99,7 +102,7 @@ class NounController(Controller):
         services: Parts,
         stream_id: FromPath[UUID],
         at: At = None,
-        after: AfterVersion = 0,
+        after: AfterVersion = "0",
         limit: Limit = 100,
     ) -> Response[History]:
         return await history_of(request, services, self.aggregate, stream_id, at=at, after=after, limit=limit)
@@ -112,18 +115,20 @@ async def history_of(
     stream_id: UUID,
     *,
     at: str | None,
-    after: int,
+    after: str,
     limit: int,
 ) -> Response[History]:
     """A page of a stream's events, with the state that all of them up to `at` fold to.
 
     Raises:
         NotFound: there was no such stream then.
+        EpochChanged: `after`, or `at`, is of the log before a restore.
     """
     then = await as_of(services, aggregate, stream_id, at)
-    items = [EventView.of(recorded) for recorded in then.events if recorded.originator_version > after][:limit]
+    past = unmarked(after, then.epoch)
+    items = [EventView.of(recorded) for recorded in then.events if recorded.originator_version > past][:limit]
     more = bool(items) and items[-1].version < then.version
-    cursor = str(items[-1].version) if more else None
+    cursor = marked(items[-1].version, then.epoch) if more else None
     state = msgspec.to_builtins(then.state)
     body = History(aggregate.kind, stream_id, then.version, state, items, cursor)
     answer = found(body, then.position, version=then.version)
@@ -138,20 +143,23 @@ async def as_of(services: Services, aggregate: Aggregate[Any], stream_id: UUID, 
     Raises:
         NotFound: there was no such stream then.
         FieldsRefused: `at` is neither.
+        EpochChanged: `at` is of the log before a restore.
     """
     reader = services.store.reader
-    head = (await reader.head()).position
-    position = head if at is None else min(head, await _position(services, at))
+    head = await reader.head()
+    position = head.position if at is None else min(head.position, await _position(services, at, head.epoch))
     events = await reader.stream(stream_id, up_to_position=position)
     if not events or kind_of(events[0].topic) != aggregate.kind:
         raise NotFound(f"no such {aggregate.kind}" + ("" if at is None else " then"))
     state = aggregate.fold(aggregate.initial, map(services.store.mapper.event, events))
-    return Then(state, events[-1].originator_version, position, events)
+    return Then(state, events[-1].originator_version, position, head.epoch, events)
 
 
-async def _position(services: Services, at: str) -> int:
+async def _position(services: Services, at: str, epoch: UUID) -> int:
+    if re.fullmatch(CURSOR, at):
+        return unmarked(at, epoch)
     if at.isascii() and at.isdigit():
-        return min(int(at), POSITION_MAX)
+        return POSITION_MAX
     try:
         # In a query `+` is a space; clients forget to escape it in +02:00.
         moment = msgspec.convert(at.replace(" ", "+"), datetime)

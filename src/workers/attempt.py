@@ -57,6 +57,7 @@ class Attempt:
         self._input_sha256: tuple[str, ...] = ()
         self._over: str | None = None  # why the child was stopped, if it was
         self._progress: tuple[int, str] | None = None
+        self._epoch: UUID | None = None
 
     async def run(self, stopping: asyncio.Event, lease: Lease) -> None:
         """Never raises for what the job did.
@@ -64,7 +65,9 @@ class Attempt:
         Raises:
             psycopg.Error, StoreUnavailable: the log could not be reached for so long that how the attempt ended is
                 not told, or may not be.
+            EpochChanged: the log was restored meanwhile, and knows nothing of this attempt, or of another like it.
         """
+        self._epoch = lease.epoch
         bound = log.bind(job_id=str(self._job_id), kind=self._submitted.kind, attempt=self._number)
         watch = asyncio.create_task(self._watch(stopping, lease))
         try:
@@ -259,16 +262,20 @@ class Attempt:
         )
         for _ in range(BUSY_TRIES_MAX):
             try:
-                return await self._services.commands.execute(handler, command, by)
+                return await self._services.commands.execute(handler, command, by, epoch=self._epoch)
             except (StoreBusy, psycopg.OperationalError) as error:
                 log.warning("attempt_waits_for_the_log", job_id=str(self._job_id), step=step, error=repr(error))
                 await asyncio.sleep(BUSY_PAUSE_S)
-        return await self._services.commands.execute(handler, command, by)
+        return await self._services.commands.execute(handler, command, by, epoch=self._epoch)
 
     @property
     def _prefix(self) -> str:
-        """Where this attempt's objects lie; no other attempt writes or removes there."""
-        return f"artifacts/{self._job_id}/{self._number}/"
+        return objects_prefix(self._job_id, self._number)
+
+
+def objects_prefix(job_id: UUID, attempt: int) -> str:
+    """Where an attempt's objects lie; no other attempt writes or removes there."""
+    return f"artifacts/{job_id}/{attempt}/"
 
 
 def _manifest(sha256: str) -> dict[str, object]:

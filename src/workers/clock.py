@@ -5,6 +5,7 @@ say everything once.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -23,12 +24,15 @@ from ..domain.kernel import Caller, Rejection, derived_id
 from ..domain.kinds import KINDS
 from ..projections import jobs, sessions
 from ..projections.jobs import JobRow
+from . import watchdog
+from .janitor import Janitor
 from .leases import LIVE, PRUNE
 from .lifecycle import Services, now, pause
 
 TICK_S = 1.0
 PER_TICK_MAX = 1_000
 GUARD_ROWS_KEPT = 100  # of each counter
+CLOCK_SET_S = 5.0  # the machine's clock moved by so much more than time did: somebody has set it
 TIMEOUT_GRACE_S = 10  # a worker ends its own overruns; the clock only those of a worker that fails to
 ACTOR = "clock"
 
@@ -52,6 +56,7 @@ class Clock:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._leads_s: dict[tuple[UUID, int], float] = {}  # the clock's over time's, when each attempt was first seen
         self.duties: tuple[Callable[[datetime], Awaitable[None]], ...] = (
             self.expire_sessions,
             self.expire_jobs,
@@ -59,6 +64,8 @@ class Clock:
             self.time_out_jobs,
             self.refill_hints,
             self.prune_guards,
+            self.watch_analysts,
+            Janitor(services).remove_orphans,
         )
 
     async def expire_sessions(self, moment: datetime) -> None:
@@ -89,13 +96,19 @@ class Clock:
                 await self._say(moment, attempt_commands.lose_lease, lost, row.job_id, row.attempt, row.position)
 
     async def time_out_jobs(self, moment: datetime) -> None:
-        """Jobs whose worker lives and yet let them overrun."""
-        for row in await jobs.running(self._services.reads, limit=PER_TICK_MAX):
+        """Jobs whose worker lives and yet let them overrun: by the time that passed, not by a clock that was set."""
+        running = await jobs.running(self._services.reads, limit=PER_TICK_MAX)
+        lead_s = moment.timestamp() - time.monotonic()
+        seen = self._leads_s
+        self._leads_s = {(row.job_id, row.attempt): seen.get((row.job_id, row.attempt), lead_s) for row in running}
+        for row in running:
             if row.started_at is None or row.worker is None:
                 continue
-            if moment > row.started_at + timedelta(seconds=row.timeout_s + TIMEOUT_GRACE_S):
+            set_s = lead_s - self._leads_s[row.job_id, row.attempt]
+            due = moment - timedelta(seconds=set_s) if abs(set_s) > CLOCK_SET_S else moment
+            if due > row.started_at + timedelta(seconds=row.timeout_s + TIMEOUT_GRACE_S):
                 timed_out = attempt_commands.TimeOutJob(job_id=row.job_id, attempt=row.attempt, worker=row.worker)
-                await self._say(moment, attempt_commands.time_out_job, timed_out, row.job_id, row.attempt, row.position)
+                await self._say(due, attempt_commands.time_out_job, timed_out, row.job_id, row.attempt, row.position)
 
     async def refill_hints(self, moment: datetime) -> None:
         """Offer every waiting job again: what was lost in Valkey costs a second, never a job."""
@@ -108,6 +121,9 @@ class Clock:
         """A counter is its newest row; the others go, some aside for whoever wonders."""
         async with self._services.store.pool.connection() as connection:
             await connection.execute("SELECT prune_guards(%s)", (GUARD_ROWS_KEPT,))
+
+    async def watch_analysts(self, moment: datetime) -> None:
+        await watchdog.watch(self._services, moment)
 
     def _delay_s(self, row: JobRow) -> float:
         base_s = self._services.settings.job_retry_base_s

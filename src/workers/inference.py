@@ -18,7 +18,7 @@ from ..adapters.event_store.writer import StoreUnavailable
 from ..adapters.ids import uuid7
 from ..commands import attempts as attempt_commands
 from ..commands.attempts import StartJob
-from ..commands.transact import Receipt
+from ..commands.transact import EpochChanged, Receipt
 from ..domain import jobs as domain_jobs
 from ..domain.jobs import Job
 from ..domain.kernel import Rejection, derived_id
@@ -65,11 +65,15 @@ class Worker:
         runner = Runner(memory_bytes_max=self._services.settings.worker_memory_mb_max * 1024 * 1024)
         try:
             while not stopping.is_set():
+                if lease.over:
+                    raise EpochChanged("the log was restored; this worker is of the one before")
                 if lease.lost:
                     await pause(stopping, WITHOUT_DATABASE_PAUSE_S)
                     continue
                 try:
-                    attempts = [await self._claimed(job_id, runner) for job_id in await self._candidates(stopping)]
+                    attempts = [
+                        await self._claimed(job_id, runner, lease) for job_id in await self._candidates(stopping)
+                    ]
                 except psycopg.Error as error:
                     log.warning("worker_without_database", error=str(error))
                     await pause(stopping, WITHOUT_DATABASE_PAUSE_S)
@@ -95,7 +99,7 @@ class Worker:
             )
             return [row.job_id for row in random.sample(waiting, min(1, len(waiting)))]
 
-    async def _claimed(self, job_id: UUID, runner: Runner) -> Attempt | None:
+    async def _claimed(self, job_id: UUID, runner: Runner, lease: Lease) -> Attempt | None:
         """An attempt at the job, if it waits and our claim is the first."""
         events = await self._services.store.reader.stream(job_id)
         if not events:
@@ -103,7 +107,7 @@ class Worker:
         job = self._folded(events)
         if not domain_jobs.is_due(job, now()):
             return None
-        started = await self._claim(job_id, job, events[-1])
+        started = await self._claim(job_id, job, events[-1], lease.epoch)
         if started is None:
             return None
         correlation_id = events[-1].envelope.correlation_id
@@ -113,13 +117,13 @@ class Worker:
         mapper = self._services.store.mapper
         return domain_jobs.AGGREGATE.fold(domain_jobs.AGGREGATE.initial, map(mapper.event, events))
 
-    async def _claim(self, job_id: UUID, job: Job, last: Recorded) -> Receipt[Job] | None:
+    async def _claim(self, job_id: UUID, job: Job, last: Recorded, epoch: UUID | None) -> Receipt[Job] | None:
         lease_until = now() + timedelta(seconds=self._services.settings.worker_lease_s)
         start = StartJob(job_id=job_id, worker=self.name, lease_until=lease_until)
         command_id = derived_id("start", job_id, job.attempt + 1, self.name)
         try:
             by = caller(self.name, command_id, correlation_id=last.envelope.correlation_id, cause=last.id)
-            receipt = await self._services.commands.execute(attempt_commands.start_job, start, by)
+            receipt = await self._services.commands.execute(attempt_commands.start_job, start, by, epoch=epoch)
         except StoreUnavailable:
             raise  # The claim may stand: as above, a worker that does not know what it holds must go.
         except Rejection as rejection:

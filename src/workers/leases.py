@@ -6,6 +6,7 @@ event loop may be busy without being dead.
 
 import threading
 import time
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -19,22 +20,35 @@ log = structlog.get_logger(__name__)
 
 RENEW = """
 INSERT INTO worker_leases (worker, started_at, expires_at)
-VALUES (%(worker)s, clock_timestamp(), clock_timestamp() + make_interval(secs => %(lease_s)s))
+SELECT %(worker)s, clock_timestamp(), clock_timestamp() + make_interval(secs => %(lease_s)s)
+FROM log_head WHERE epoch = coalesce(%(epoch)s, epoch)
 ON CONFLICT (worker) DO UPDATE SET expires_at = excluded.expires_at
+RETURNING (SELECT epoch FROM log_head)
 """
 RELEASE = "DELETE FROM worker_leases WHERE worker = %(worker)s"
-# For the clock: who holds a lease now, and rows so old that nobody asks about them any more.
-LIVE = "SELECT worker FROM worker_leases WHERE expires_at > clock_timestamp()"
+# For the clock: who holds a lease now, and rows so old that nobody asks about them any more. A lease that ends later
+# than any can was taken before the database's clock was set back: its worker, if it lives, is about to renew it.
+LIVE = (
+    "SELECT worker FROM worker_leases WHERE expires_at > clock_timestamp()"
+    " AND expires_at < clock_timestamp() + interval '10 minutes'"
+)
 PRUNE = "DELETE FROM worker_leases WHERE expires_at < clock_timestamp() - interval '1 day'"
 
 
 class Lease:
-    """Held from start() to stop(); `lost` once it could not be renewed for as long as it lasts."""
+    """Held from start() to stop(); `lost` once it could not be renewed for as long as it lasts.
+
+    Attributes:
+        epoch: of the log that it was taken in. In another one, after a restore, it cannot be renewed.
+        over: the log has another epoch now; the worker has to come again under another name.
+    """
 
     def __init__(self, settings: Settings, worker: str) -> None:
         self._dsn = settings.database_direct_url or settings.database_url
         self._lease_s = settings.worker_lease_s
-        self._values = {"worker": worker, "lease_s": settings.worker_lease_s}
+        self._worker = worker
+        self.epoch: UUID | None = None
+        self.over = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._renewed_at = 0.0
@@ -42,7 +56,7 @@ class Lease:
     @property
     def lost(self) -> bool:
         """Whether the clock may have given this worker's jobs to others."""
-        return time.monotonic() - self._renewed_at > self._lease_s
+        return self.over or time.monotonic() - self._renewed_at > self._lease_s
 
     def start(self) -> None:
         """Take the lease; returns when it is in the database.
@@ -60,20 +74,27 @@ class Lease:
         self._thread.join(timeout=CONNECT_TIMEOUT_S)
         try:
             with psycopg.connect(self._dsn, autocommit=True, connect_timeout=1) as connection:
-                connection.execute(RELEASE, self._values)
+                connection.execute(RELEASE, {"worker": self._worker})
         except psycopg.Error as error:
             log.warning("lease_not_released", error=str(error))
 
     def _renew_once(self, connection: psycopg.Connection) -> None:
         asked_at = time.monotonic()
-        connection.execute(RENEW, self._values)
+        row = connection.execute(
+            RENEW, {"worker": self._worker, "lease_s": self._lease_s, "epoch": self.epoch}
+        ).fetchone()
+        if row is None:
+            self.over = True
+            log.warning("lease_of_another_epoch", worker=self._worker, epoch=str(self.epoch))
+            return
+        self.epoch = row[0]
         self._renewed_at = asked_at
 
     def _renew(self) -> None:
-        while not self._stopping.is_set():
+        while not self._stopping.is_set() and not self.over:
             try:
                 with psycopg.connect(self._dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as connection:
-                    while not self._stopping.wait(self._lease_s / RENEWALS_PER_LEASE):
+                    while not self.over and not self._stopping.wait(self._lease_s / RENEWALS_PER_LEASE):
                         self._renew_once(connection)
             except psycopg.Error as error:
                 log.warning("lease_not_renewed", error=str(error))

@@ -18,6 +18,7 @@ from ..adapters.objects import open_object_store
 from ..adapters.objects.port import ObjectStore
 from ..adapters.settings import Settings
 from ..adapters.valkey import open_valkey
+from ..adapters.vault import Vault
 from ..commands.transact import Commands
 from ..domain.events import EVENTS
 from ..domain.kernel import Caller
@@ -52,8 +53,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             Tail(direct_dsn, CHANNEL) as tail,
         ):
             hints = JobHints(valkey)
-            commands = Commands(store, hints)
-            reads = ReadModels(store.pool, tail)
+            commands = Commands(store, hints, Vault.of(store.pool, settings))
+            reads = ReadModels(store.pool, tail, store.writer.saw_epoch)
             store.epochs.append(lambda _: reads.forget())
             yield Services(settings, store, commands, reads, hints, objects, ModelCache(settings.data_dir))
             await commands.close()

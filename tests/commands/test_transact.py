@@ -23,9 +23,11 @@ from sightline.domain import jobs, sessions
 from sightline.domain.events import EVENTS
 from sightline.domain.jobs import JobProgressed
 from sightline.domain.kernel import Caller, InvalidState, NotFound, QueueFull
+from sightline.domain.sealed import Sealed
 from sightline.domain.sessions import AssetAttached, Session
 
 NOON = utc(12)
+LOST = Sealed(None, "of the lost log")
 
 
 @pytest.fixture
@@ -368,7 +370,7 @@ async def test_a_new_epoch_drops_every_cache(commands: Commands, log_database: L
 async def test_what_was_decided_on_the_old_log_is_decided_again(commands: Commands, log_database: LogDatabase) -> None:
     """The version fits, and means something else: the state that was loaded is another log's."""
     session_id = await created(commands)
-    loaded: list[str | None] = []
+    loaded: list[Sealed | None] = []
 
     async def attach_slowly(tx: Transaction, session_id: UUID) -> Loaded[Session]:
         session = await tx.load(sessions.AGGREGATE, session_id)
@@ -378,9 +380,9 @@ async def test_what_was_decided_on_the_old_log_is_decided_again(commands: Comman
             await created(commands)  # somebody else's append: the writer is at the new epoch now
         return tx.say(session, [AssetAttached(at=NOON, asset_id=uuid4())])
 
-    commands.states[session_id] = (Session(status="active", user_id="of the lost log"), 1)
+    commands.states[session_id] = (Session(status="active", user_id=LOST), 1)
     receipt = await commands.execute(attach_slowly, session_id, caller())
-    assert loaded == ["of the lost log", None]
+    assert loaded == [LOST, None]
     assert receipt.version == 2
 
 

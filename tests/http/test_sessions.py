@@ -1,7 +1,13 @@
 """Sessions at the door."""
 
+from pathlib import Path
+
 import pytest
-from tests.http.door import Door
+from msgspec.structs import replace
+from tests.http.door import Door, client_of
+
+from sightline.adapters.sealing_keys import KeyRing
+from sightline.adapters.vault import Vault
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -64,8 +70,31 @@ async def test_a_session_as_it_was(door: Door) -> None:
     assert (await door.client.get(f"/v1/sessions/{session_id}?at={moment}")).status_code in {200, 404}
     assert (await door.client.get(f"/v1/sessions/{session_id}?at=2001-01-01T00:00:00Z")).status_code == 404
     history = (await door.client.get(f"/v1/sessions/{session_id}/history?at={then}")).json()
-    assert [one["type"] for one in history["items"]] == ["session.created"]
+    assert [one["type"] for one in history["items"]] == ["session.created.2"]
     assert (history["version"], history["state"]["status"]) == (1, "active")
+
+
+async def test_a_user_id_is_sealed_below_the_door(door: Door) -> None:
+    made = await door.client.post("/v1/sessions", json={"user_id": "grace@example.com"})
+    path = f"/v1/sessions/{made.json()['id']}"
+    for asked in ("/v1/sessions?limit=200", path, f"{path}?at={10**18}"):
+        assert "grace@example.com" in (await door.get(asked, made)).text
+    for asked in (f"{path}/history", "/v1/events?type=session.created&limit=200"):
+        answer = await door.get(asked, made)
+        assert "grace@example.com" not in answer.text
+        assert answer.json()["items"][-1]["data"]["user_id"].keys() == {"subject", "box"}
+
+
+async def test_without_the_sealing_key_sessions_of_somebody_wait_and_others_go_on(door: Door, tmp_path: Path) -> None:
+    named = await door.client.post("/v1/sessions", json={"user_id": "ada"})
+    bare = await door.client.post("/v1/sessions")
+    await door.caught_up()
+    locked = replace(door.services, vault=Vault(door.services.store.pool, KeyRing(tmp_path)))
+    async with client_of(locked) as client:
+        refused = await client.get(f"/v1/sessions/{named.json()['id']}")
+        assert (refused.status_code, refused.json()["code"]) == (503, "part_unavailable")
+        assert "Retry-After" in refused.headers
+        assert (await client.get(f"/v1/sessions/{bare.json()['id']}")).status_code == 200
 
 
 async def test_sessions_are_listed(door: Door) -> None:

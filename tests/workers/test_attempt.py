@@ -244,10 +244,10 @@ async def test_a_result_waits_while_the_log_is_too_busy_to_take_it(
     execute = service.commands.execute
     refusals = iter(range(5))
 
-    async def busy(handler: Any, command: Any, caller: Any) -> Any:
+    async def busy(handler: Any, command: Any, caller: Any, **more: Any) -> Any:
         if handler is attempts.complete_job and next(refusals, None) is not None:
             raise StoreBusy("the oldest command has waited too long")
-        return await execute(handler, command, caller)
+        return await execute(handler, command, caller, **more)
 
     monkeypatch.setattr(service.commands, "execute", busy)
     await run(service, runner, lease, started)

@@ -60,3 +60,33 @@ async def test_old_rows_are_pruned(log_database: LogDatabase) -> None:
             )
         connection.execute(PRUNE)
         assert connection.execute("SELECT worker FROM worker_leases").fetchall() == [("recent",)]
+
+
+async def test_a_lease_from_before_the_databases_clock_was_set_back_does_not_count(
+    lease: Lease, log_database: LogDatabase
+) -> None:
+    """Of a dead worker it would last an hour more. Who lives has a true one at its next renewal."""
+    with log_database.connect() as connection:
+        connection.execute(
+            "INSERT INTO worker_leases VALUES ('dead', clock_timestamp(), clock_timestamp() + interval '1 hour')"
+        )
+        connection.execute("UPDATE worker_leases SET expires_at = expires_at + interval '1 hour'")
+
+    async def renewed() -> bool:
+        return live(log_database) == {"w1"}
+
+    assert await until(renewed)
+    assert not lease.lost
+
+
+async def test_a_lease_ends_with_the_epoch_of_the_log(lease: Lease, log_database: LogDatabase) -> None:
+    with log_database.connect() as connection:
+        connection.execute("SELECT renew_epoch()")
+    assert live(log_database) == set()
+
+    async def over() -> bool:
+        return lease.over
+
+    assert await until(over)
+    assert lease.lost
+    assert live(log_database) == set(), "it did not come back"

@@ -6,7 +6,7 @@ raised as such instead of being waited out.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from typing import Any, LiteralString, Self
 from uuid import UUID
@@ -17,6 +17,7 @@ from msgspec import Struct
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
+from ...domain.upcasts import generations
 from .. import postgres
 from .codec import Recorded
 
@@ -35,6 +36,15 @@ STREAM: LiteralString = (
     " AND (%s::bigint IS NULL OR position <= %s) ORDER BY version LIMIT %s"
 )
 PAGE: LiteralString = "SELECT " + _COLUMNS + " FROM events WHERE position > %s ORDER BY position LIMIT %s"  # noqa: S608  # literals only
+RECEIPT: LiteralString = (
+    "SELECT h.epoch, r.position, r.result FROM log_head AS h LEFT JOIN receipts AS r ON r.command_id = %s"
+)
+
+AT: LiteralString = "SELECT " + _COLUMNS + " FROM events WHERE position = ANY (%s) ORDER BY position"  # noqa: S608  # literals only
+REACTIONS: LiteralString = (
+    "SELECT position, metadata ->> 'causation_id' FROM events WHERE position > %s AND position <= %s"
+    " AND metadata ->> 'causation_id' LIKE 'event:%%' ORDER BY position"
+)
 
 
 class LogHole(Exception):
@@ -52,7 +62,7 @@ class EventFilter(Struct, frozen=True, kw_only=True):
     """What an auditor may ask the log for; everything that is given must hold.
 
     Attributes:
-        topic: a tag, or a prefix that ends in a dot (`job.`).
+        topic: a tag, or a prefix that ends in a dot (`job.`); a tag without a generation means all its generations.
         since, until: of recorded_at, since included, until not.
     """
 
@@ -65,10 +75,15 @@ class EventFilter(Struct, frozen=True, kw_only=True):
 
 
 class Reader:
-    """Reads of one process, on connections of a pool."""
+    """Reads of one process, on connections of a pool.
 
-    def __init__(self, pool: AsyncConnectionPool) -> None:
+    Args:
+        on_epoch: told the epoch of the log, wherever it is read.
+    """
+
+    def __init__(self, pool: AsyncConnectionPool, on_epoch: Callable[[UUID], None] = lambda _: None) -> None:
         self._pool = pool
+        self._on_epoch = on_epoch
 
     async def head(self) -> LogHead:
         """Where the log ends now."""
@@ -78,15 +93,19 @@ class Reader:
             )
             row = await cursor.fetchone()
         assert row is not None
-        return LogHead(*row)
+        head = LogHead(*row)
+        self._on_epoch(head.epoch)
+        return head
 
     async def receipt(self, command_id: UUID) -> tuple[int, bytes | None] | None:
         """Position and result of a command that was appended before."""
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(
-                "SELECT position, result FROM receipts WHERE command_id = %s", (command_id,)
-            )
-            return await cursor.fetchone()
+            cursor = await connection.execute(RECEIPT, (command_id,))
+            row = await cursor.fetchone()
+        assert row is not None
+        epoch, position, result = row
+        self._on_epoch(epoch)
+        return None if position is None else (position, result)
 
     async def stream(
         self, stream_id: UUID, *, after: int = 0, up_to_position: int | None = None, limit: int = STREAM_EVENTS_MAX
@@ -108,6 +127,18 @@ class Reader:
         """
         async with self._pool.connection() as connection:
             return await read_page(connection, after=after, limit=limit)
+
+    async def at(self, positions: Sequence[int]) -> list[Recorded]:
+        """The events at these positions, in order; those that there are."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(AT, (list(positions),))
+            return [Recorded(*row) for row in await cursor.fetchall()]
+
+    async def caused_by_events(self, *, after: int, until: int) -> list[tuple[int, str]]:
+        """Positions past `after`, up to `until`, of events that were a reaction to an event, each with its reason."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(REACTIONS, (after, until))
+            return await cursor.fetchall()
 
     async def search(self, wanted: EventFilter, *, after: int, limit: int) -> list[Recorded]:
         """Events past `after` that fit the filter, in order, at most `limit`."""
@@ -146,9 +177,12 @@ def _conditions(wanted: EventFilter) -> tuple[Sequence[sql.SQL], list[Any]]:
             conditions.append(sql.SQL(condition))
             values.append(value)
     if wanted.topic is not None:
-        prefix = wanted.topic.endswith(".")
-        conditions.append(sql.SQL("starts_with(topic, %s)" if prefix else "topic = %s"))
-        values.append(wanted.topic)
+        if wanted.topic.endswith("."):
+            conditions.append(sql.SQL("starts_with(topic, %s)"))
+            values.append(wanted.topic)
+        else:
+            conditions.append(sql.SQL("topic = ANY (%s)"))
+            values.append(generations(wanted.topic))
     return conditions, values
 
 

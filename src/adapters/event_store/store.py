@@ -114,7 +114,7 @@ async def open_event_store(
         await writer.start()
         notifying = asyncio.create_task(notifier.run(), name="event-store-notifier")
         try:
-            yield EventStore(writer, Reader(pool), EventMapper(events), pool, epochs)
+            yield EventStore(writer, Reader(pool, writer.saw_epoch), EventMapper(events), pool, epochs)
         finally:
             await writer.close()
             notifying.cancel()

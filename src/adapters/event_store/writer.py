@@ -30,6 +30,7 @@ QUEUE_COMMANDS_MAX = 10_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 QUEUE_AGE_MAX_S = 5.0
 RESEND_MAX_S = 60.0
+FULL_RESEND_MAX_S = 5.0  # a full disk is not over in a moment, and whoever waits had better know
 RESEND_PAUSE_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 CLOSING_RESEND_MAX_S = 2.0
 STATEMENT_TIMEOUT_MS = 30_000
@@ -140,6 +141,7 @@ class Writer:
         self._epoch: UUID | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        self._failing = ""
 
     async def start(self) -> None:
         """Connect and begin.
@@ -163,6 +165,17 @@ class Writer:
     def epoch(self) -> UUID | None:
         """Of the log that this writer is connected to; take it before the first read that a decision rests on."""
         return self._epoch
+
+    @property
+    def failing(self) -> str:
+        """Why the last call did not append, until one does; empty while all is well."""
+        return self._failing
+
+    def saw_epoch(self, epoch: UUID) -> None:
+        """A read found the log at this epoch: after a restore, reads may come long before the next append."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._on_epoch(epoch)
 
     async def append(self, append: Append, *, epoch: UUID | None = None) -> Outcome:
         """Queue one command and wait until its fate is durable.
@@ -305,20 +318,25 @@ class Writer:
             psycopg.Error: the batch itself is at fault.
         """
         began = time.monotonic()
-        attempt = 0
+        attempt, resend_max_s = 0, RESEND_MAX_S
         while True:
             try:
                 if self._channel is None:
                     await self._connect()
                 if any(one.epoch != self._epoch for one in batch):
                     raise _EpochMoved
-                return await self._call(batch)
+                rows = await self._call(batch)
+                self._failing = ""
+                return rows
             except psycopg.Error as error:
                 if not _is_passing(error):
                     raise
+                self._failing = _primary(error)
                 await self._disconnect()
-                if time.monotonic() - began > (CLOSING_RESEND_MAX_S if self._closing else RESEND_MAX_S):
-                    raise StoreUnavailable(f"the database does not answer: {_primary(error)}") from error
+                if (error.sqlstate or "").startswith("53"):
+                    resend_max_s = FULL_RESEND_MAX_S
+                if time.monotonic() - began > (CLOSING_RESEND_MAX_S if self._closing else resend_max_s):
+                    raise StoreUnavailable("the database does not answer") from error
                 pause_s = RESEND_PAUSE_S[min(attempt, len(RESEND_PAUSE_S) - 1)]
                 attempt += 1
                 log.warning("append_resent", commands=len(batch), attempt=attempt, error=_primary(error))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, ParamSpec, TypeVar
 from uuid import uuid4
 
+from ..keyfiles import sync_directory
 from .footer import footer_at, read_footer, seal
 from .port import (
     PAGE_LENGTH_MAX,
@@ -37,7 +38,7 @@ from .port import (
     checked_span,
 )
 from .signing import SignedGrant, UrlSigner
-from .streams import BLOCK_BYTES, Intake, file_chunks, in_thread, open_into, sync_directory, write_all, write_file
+from .streams import BLOCK_BYTES, Intake, file_chunks, in_thread, open_into, write_all, write_file
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -8,7 +8,6 @@ URL) reduced to what we need, so that clients treat both stores alike: send thes
 import base64
 import hashlib
 import hmac
-import os
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,8 +17,8 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 from msgspec import Struct
 
+from ..keyfiles import made_once, put
 from .port import SignedRequest, checked_key, safe_filename
-from .streams import sync_directory
 
 OBJECTS_PATH = "/objects/"
 KEY_FILE = "objects-hmac.key"
@@ -143,17 +142,9 @@ def load_secrets(keys_dir: Path) -> Secrets:
         ValueError: a file does not hold 32 bytes.
         OSError: the directory cannot be written or read.
     """
-    keys_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     current = keys_dir / KEY_FILE
     if not current.exists():
-        fresh = _write_fresh_secret(keys_dir)
-        try:
-            os.link(fresh, current)  # Fails if another process was first; then its secret is ours too.
-        except FileExistsError:
-            pass
-        finally:
-            fresh.unlink()
-        sync_directory(keys_dir)
+        made_once(current, secrets.token_bytes(SECRET_BYTES))
     previous = keys_dir / PREVIOUS_KEY_FILE
     return Secrets(_read_secret(current), _read_secret(previous) if previous.exists() else None)
 
@@ -164,10 +155,8 @@ def rotate_secret(keys_dir: Path) -> None:
     Rotate no sooner than the longest URL lives: the secret before the previous one is gone.
     """
     current = load_secrets(keys_dir).current
-    old, new = _write_fresh_secret(keys_dir, current), _write_fresh_secret(keys_dir)
-    old.replace(keys_dir / PREVIOUS_KEY_FILE)  # First: at no moment is the old secret in neither file.
-    new.replace(keys_dir / KEY_FILE)
-    sync_directory(keys_dir)
+    put(keys_dir / PREVIOUS_KEY_FILE, current)  # First: at no moment is the old secret in neither file.
+    put(keys_dir / KEY_FILE, secrets.token_bytes(SECRET_BYTES))
 
 
 def _text(method: str, key: str, parameters: Mapping[str, str], bound: Mapping[str, str]) -> bytes:
@@ -209,12 +198,3 @@ def _read_secret(path: Path) -> bytes:
     if len(secret) != SECRET_BYTES:
         raise ValueError(f"{path} holds {len(secret)} bytes where a signing secret has {SECRET_BYTES}")
     return secret
-
-
-def _write_fresh_secret(keys_dir: Path, secret: bytes | None = None) -> Path:
-    path = keys_dir / f".{secrets.token_hex(8)}.new"
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secret or secrets.token_bytes(SECRET_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
-    return path

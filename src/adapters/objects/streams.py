@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -123,12 +122,3 @@ async def write_file(path: Path, chunks: AsyncIterable[bytes]) -> int:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_directory(path: Path) -> None:
-    """Makes names in `path` survive a power cut; syncing the files alone does not."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
