@@ -29,7 +29,11 @@ class Parts:
     def __init__(self, settings: Settings, *, attach: bool = True, tcp_port: int = 0) -> None:
         self._given = settings
         self._attach = attach
-        self.postgres = None if settings.database_url else PostgresServer(settings.data_dir, tcp_port=tcp_port)
+        self.postgres = (
+            None
+            if settings.database_url
+            else PostgresServer(settings.data_dir, tcp_port=tcp_port or settings.database_tcp_port)
+        )
         self.valkey = None if settings.redis_url else ValkeyServer(settings.data_dir)
 
     @property

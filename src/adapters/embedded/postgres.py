@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
+from .. import analysts
 from . import binaries, identity
 from .part import POLL_S, START_TIMEOUT_S, STOP_TIMEOUT_S, Part, PartError
 from .processes import RunAs, kill, log_tail, spawn
@@ -40,14 +41,16 @@ class PostgresServer(Part):
 
     Args:
         tcp_port: listen on 127.0.0.1 as well, there with a password (`tcp_dsn`); 0 is no TCP.
+        prefix: words before the server's own command line, of a program that becomes it (`nice`, `env`, `numactl`).
     """
 
     name: ClassVar[str] = "postgres"
     socket_name: ClassVar[str] = f".s.PGSQL.{PORT:05}"  # as long as with any port
 
-    def __init__(self, data_dir: Path, *, tcp_port: int = 0) -> None:
+    def __init__(self, data_dir: Path, *, tcp_port: int = 0, prefix: Sequence[str | Path] = ()) -> None:
         super().__init__(data_dir)
         self._tcp_port = tcp_port
+        self._prefix = prefix
 
     @property
     def dsn(self) -> str:
@@ -86,7 +89,7 @@ class PostgresServer(Part):
         flags = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
         # SIGQUIT when the owner dies: the server takes its children with it at once and replays at the next start.
         self._process = spawn(
-            [binaries.postgres_program("postgres"), "-D", self.data, *flags],
+            [*self._prefix, binaries.postgres_program("postgres"), "-D", self.data, *flags],
             env=_environ(),
             cwd=self.home,
             log_path=self.log_path,
@@ -132,10 +135,8 @@ class PostgresServer(Part):
 
     @property
     def _port(self) -> int:
-        if self._tcp_port:
-            return self._tcp_port
-        lines = [] if self.owned else self._pid_file()
-        return int(lines[PORT_LINE]) if lines[PORT_LINE:] else PORT  # Another owner may have asked for TCP.
+        lines = [] if self.owned else self._pid_file()  # Another owner may have asked for TCP, or not.
+        return int(lines[PORT_LINE]) if lines[PORT_LINE:] else self._tcp_port or PORT
 
     def _url(self, user: str, database: str) -> str:
         return f"postgresql://{user}@/{database}?host={quote(str(self.run_dir), safe='')}&port={self._port}"
@@ -218,9 +219,10 @@ class PostgresServer(Part):
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def _bootstrap(self) -> None:
-        """Role, extension, database; repeated until the database, made last, is there."""
+        """Role, extension, rights, database; repeated until the database, made last, is there."""
         with psycopg.connect(self.superuser_dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as connection:
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+                self._harden()
                 return
             password = self.home / "password"
             if not password.exists():
@@ -240,9 +242,20 @@ class PostgresServer(Part):
             template = self._url(SUPERUSER, "template1")
             with psycopg.connect(template, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as inside:
                 inside.execute("CREATE EXTENSION IF NOT EXISTS vector")
+                inside.execute(analysts.hardening(inside, ROLE))
+            # Analysts belong in one database, and not in those that come with the server.
+            connection.execute("REVOKE CONNECT ON DATABASE postgres, template1 FROM PUBLIC")
             connection.execute(
                 sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(DATABASE), sql.Identifier(ROLE))
             )
+
+    def _harden(self) -> None:
+        """A database that was made before hardening was known is hardened at its next start; a standby has it."""
+        database = self._url(SUPERUSER, DATABASE)
+        with psycopg.connect(database, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S) as inside:
+            standby = inside.execute("SELECT pg_is_in_recovery()").fetchone()
+            if standby == (False,) and not analysts.is_hardened(inside):
+                inside.execute(analysts.hardening(inside, ROLE))
 
 
 def _environ() -> dict[str, str]:
