@@ -98,7 +98,9 @@ class SmallDisk:
 @pytest.fixture
 def small_disk() -> Iterator[SmallDisk]:
     with tempfile.TemporaryDirectory(prefix="sightline-disk-") as name:
-        disk = SmallDisk(Path(name))
+        directory = Path(name) / "disk"
+        directory.mkdir()
+        disk = SmallDisk(directory)
         try:
             disk.up.until_ready()
             yield disk

@@ -131,6 +131,8 @@ async def test_a_job_as_it_was(door: Door) -> None:
     assert (await door.client.get(f"/v1/jobs/{job_id}?at={then}")).json() == answer.json()
     assert (await door.client.get(f"/v1/jobs/{job_id}?at={int(then) - 1}")).status_code == 404
     history = (await door.client.get(f"/v1/jobs/{job_id}/history?limit=2")).json()
-    assert ([one["version"] for one in history["items"]], history["next"]) == ([1, 2], "2")
+    epoch = answer.headers["Log-Epoch"]
+    assert ([one["version"] for one in history["items"]], history["next"]) == ([1, 2], f"2@{epoch}")
     rest = (await door.client.get(f"/v1/jobs/{job_id}/history?after=2")).json()
+    assert (await door.client.get(f"/v1/jobs/{job_id}/history?after={history['next']}")).json() == rest
     assert [one["type"] for one in rest["items"]] == ["job.completed"]
