@@ -1,10 +1,18 @@
 """`make bench`: every benchmark, or those that are named."""
 
+from typing import Protocol
+
 import click
 
-from . import library_face, notary_cost, p1_append, p5_catch_up, p8_lag, p9_growth, restore
+from . import audit_offline, library_face, notary_cost, p1_append, p5_catch_up, p8_lag, p9_growth, restore
 
-BENCHMARKS = {
+
+class Benchmark(Protocol):
+    def __call__(self, *, rounds: int, seconds: float) -> None: ...
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "bundle": audit_offline.run,
     "library": library_face.run,
     "notary": notary_cost.run,
     "p1": p1_append.run,
