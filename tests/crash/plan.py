@@ -21,7 +21,7 @@ VICTIMS = {
     "appender": 3,
     "projector": 3,
     "clock": 2,
-    "valkey": 3,
+    "valkey": 4,
 }
 
 
@@ -56,7 +56,7 @@ LONG = Size(
     keys_per_round=50,
     long_jobs_per_round=10,
     uploads_per_round=3,
-    stops_per_round=(1, 2),
+    stops_per_round=(1, 2, 2),
     drops_per_round=6,
     pause_s_max=1.0,
 )
@@ -127,7 +127,7 @@ def plan(seed: int, size: Size) -> Plan:
                 after=dice.uniform(0.1, 0.9),
                 stopped=tuple(sorted(stopped)),
                 stop_s=LEASE_S * dice.uniform(1.2, 1.5) + TICK_S,
-                flush=dice.random() < 0.25 or done == 1,
+                flush=done % 3 == 1,
                 pause_s=dice.uniform(0, size.pause_s_max),
                 quota=size.events * done // size.kills,
             )
