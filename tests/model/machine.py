@@ -160,13 +160,21 @@ class Machine(RuleBasedStateMachine):
         try:
             failure = sys.exc_info()[1]
             if failure is None:
-                self.real.run(self.compare_everything())
+                try:
+                    self.real.run(self.compare_everything())
+                except Exception as found:
+                    self.note(found)
+                    raise
             elif isinstance(failure, Exception):
-                self.tally.failure = self.tally.failure or f"{type(failure).__name__}: {failure}"
-                self.real.run(self.real.pass_over())
+                self.note(failure)
         finally:
             for kind in self.world["kinds"]:
                 del kinds.KINDS[kind]
+
+    def note(self, failure: Exception) -> None:
+        """Keep the first failure as it was seen, and let the next example begin where this one broke off."""
+        self.tally.failure = self.tally.failure or f"{type(failure).__name__}: {failure}"
+        self.real.run(self.real.pass_over())
 
     # Steps
 
