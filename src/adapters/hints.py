@@ -4,13 +4,17 @@ One sorted set per kind, by when a job should run; flushing them costs a second,
 again from the read model.
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import redis.asyncio as redis
+import structlog
 from msgspec import Struct
+
+log = structlog.get_logger(__name__)
 
 PRIORITY_WEIGHT_MS = 60_000  # one step of priority is worth a minute of waiting, so that whoever waits moves up
 OFFERED_MAX = 100_000  # per kind; beyond it the clock's refill is what brings the rest
@@ -41,9 +45,11 @@ class JobHints:
         by_kind: dict[str, dict[bytes, float]] = {}
         for one in candidates:
             by_kind.setdefault(one.kind, {})[one.job_id.bytes] = one.score
+        pipeline = self._client.pipeline(transaction=False)
         for kind, members in by_kind.items():
-            await self._client.zadd(_key(kind), members)
-            await self._client.zremrangebyrank(_key(kind), OFFERED_MAX, -1)
+            pipeline.zadd(_key(kind), members)
+            pipeline.zremrangebyrank(_key(kind), OFFERED_MAX, -1)
+        await pipeline.execute()
 
     async def take(self, kinds: Sequence[str], *, count: int, timeout_s: float) -> list[UUID]:
         """Up to `count` candidates of the first kind that has any, taken out; none after `timeout_s`."""
@@ -54,6 +60,34 @@ class JobHints:
     async def ready(self) -> None:
         """Raises redis.RedisError unless the server answers."""
         await self._client.ping()
+
+
+class Offers:
+    """Offers on the way: nobody waits for them, and one call to Valkey at a time takes all that have come by then."""
+
+    def __init__(self, hints: JobHints) -> None:
+        self._hints = hints
+        self._waiting: list[Candidate] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    def add(self, candidates: Iterable[Candidate]) -> None:
+        """Offer these soon. What Valkey does not take is the clock worker's to bring, within a second."""
+        self._waiting += candidates
+        if self._waiting and (self._sending is None or self._sending.done()):
+            self._sending = asyncio.create_task(self._send())
+
+    async def _send(self) -> None:
+        while self._waiting:
+            taken, self._waiting = self._waiting, []
+            try:
+                await self._hints.offer(taken)
+            except redis.RedisError as error:
+                log.warning("hints_lost", count=len(taken), error=repr(error))
+
+    async def close(self) -> None:
+        """Wait until all are sent."""
+        if self._sending is not None:
+            await self._sending
 
 
 def _key(kind: str) -> str:

@@ -14,16 +14,14 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
-import structlog
 from msgspec import Struct
-from redis.exceptions import RedisError
 
 from ..adapters import metrics
 from ..adapters.event_store.codec import Fact
 from ..adapters.event_store.store import EventStore
 from ..adapters.event_store.wire import Append, Expectation, Guard
 from ..adapters.event_store.writer import Appended, Blocked, Repeat, Stale
-from ..adapters.hints import Candidate, JobHints
+from ..adapters.hints import Candidate, JobHints, Offers
 from ..adapters.vault import Vault
 from ..domain.kernel import Aggregate, Caller, Invalid, Rejection
 from ..domain.sealed import Sealed
@@ -35,8 +33,6 @@ States = OrderedDict[UUID, tuple[Any, int]]
 
 DECISIONS_MAX = 5
 CACHED_STATES_MAX = 20_000
-
-log = structlog.get_logger(__name__)
 
 
 class Contended(Rejection):
@@ -249,11 +245,10 @@ class Commands:
 
     def __init__(self, store: EventStore, hints: JobHints | None = None, vault: Vault | None = None) -> None:
         self.store = store
-        self.hints = hints
+        self.offers = Offers(hints) if hints is not None else None
         self.vault = vault
         self.states: States = OrderedDict()
         self._turns: dict[UUID, tuple[asyncio.Lock, int]] = {}
-        self._offers: set[asyncio.Task[None]] = set()
         store.epochs.append(lambda _: self._forget())
 
     async def execute(
@@ -320,8 +315,8 @@ class Commands:
             return await self._repeated(answer.aggregate, answer.stream_id, outcome, tx.caller)
         for one in tx.written():
             _remember(tx.states, one.stream_id, one.state, one.version + len(one.said))
-        if self.hints is not None and tx.candidates:
-            self._offer(self.hints, tx.candidates)
+        if self.offers is not None:
+            self.offers.add(tx.candidates)
         return Receipt(
             stream_id=answer.stream_id,
             state=answer.state,
@@ -389,21 +384,10 @@ class Commands:
         """Drop every cached state. What is still being read or appended goes into the cache of before, and with it."""
         self.states = OrderedDict()
 
-    def _offer(self, hints: JobHints, candidates: Sequence[Candidate]) -> None:
-        async def offer() -> None:
-            try:
-                await hints.offer(candidates)
-            except RedisError as error:
-                log.warning("hint_lost", error=repr(error))  # The clock worker's refill brings it within a second.
-
-        task = asyncio.create_task(offer())
-        self._offers.add(task)
-        task.add_done_callback(self._offers.discard)
-
     async def close(self) -> None:
         """Wait for hints that are still under way."""
-        if self._offers:
-            await asyncio.wait(self._offers)
+        if self.offers is not None:
+            await self.offers.close()
 
 
 def _remember(states: States, stream_id: UUID, state: Any, version: int) -> None:

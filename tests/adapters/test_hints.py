@@ -8,7 +8,7 @@ import pytest_asyncio
 import redis.asyncio as redis
 
 from sightline.adapters.embedded.valkey import ValkeyServer
-from sightline.adapters.hints import Candidate, JobHints
+from sightline.adapters.hints import Candidate, JobHints, Offers
 from sightline.adapters.ids import uuid7
 from sightline.adapters.valkey import CONNECTIONS_MAX, open_valkey
 
@@ -32,6 +32,36 @@ async def test_a_burst_of_offers_loses_none(client: "redis.Redis") -> None:
     assert await offer_at_once(client) == [None] * BURST
     [key] = await client.keys()
     assert await client.zcard(key) == BURST
+
+
+async def test_offers_that_nobody_waits_for_share_calls(client: "redis.Redis") -> None:
+    """However fast they come, one call at a time is on its way, so that none waits for a connection in vain."""
+    offers = Offers(JobHints(client))
+    before = await zadds(client)
+    for _ in range(BURST):
+        offers.add([Candidate(uuid7(), "noop", 5, datetime.now(UTC))])
+        await asyncio.sleep(0)
+    await offers.close()
+    [key] = await client.keys()
+    assert await client.zcard(key) == BURST
+    assert 0 < await zadds(client) - before < BURST / 4
+
+
+async def zadds(client: "redis.Redis") -> int:
+    stats = await client.info("commandstats")
+    return int(stats.get("cmdstat_zadd", {"calls": 0})["calls"])
+
+
+async def test_offers_go_on_after_a_failure(client: "redis.Redis") -> None:
+    async with open_valkey("redis://127.0.0.1:1") as nobody:
+        offers = Offers(JobHints(nobody))
+        offers.add([Candidate(uuid7(), "noop", 5, datetime.now(UTC))])
+        await offers.close()  # told in the log, raised to nobody
+        offers._hints = JobHints(client)
+        offers.add([Candidate(uuid7(), "noop", 5, datetime.now(UTC))])
+        await offers.close()
+    [key] = await client.keys()
+    assert await client.zcard(key) == 1
 
 
 async def test_a_pool_that_refuses_instead_of_waiting_loses_some(valkey_server: ValkeyServer) -> None:
