@@ -46,7 +46,7 @@ format: $(VENV)/.ready-dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.ready ## Measure us beside our peers, in one run; tables and plots go to benchmarks/results
+bench: $(VENV)/.ready-dev ## Measure us beside our peers, in one run; tables and plots go to benchmarks/results
 	$(BIN)/python -m benchmarks
 
 crash: $(VENV)/.ready-dev ## Kill everything under load, KILLS times from SEED on, then check every promise

@@ -37,6 +37,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         sealing_key: base64 of the 32 bytes that wrap the keys of people; several by commas, the newest first; empty
             for a file of its own under `data_dir`.
         erasures_path: the list of who was erased; empty for a file under `data_dir`.
+        secret_key: signs tokens, 32 bytes or more; several by commas, the newest first.
+        trusted_proxies: networks (`10.1.2.3/32`) whose word on a client's address is taken.
+        tls_cert, tls_key: PEM files; both, or neither.
+        clamd_socket: of a ClamAV daemon that is asked about uploads too; empty for none.
     """
 
     data_dir: Path = Path("var/sightline")
@@ -58,6 +62,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     port: int = 8000
     base_url: str = ""
     cors_origins: list[str] = field(default_factory=list)
+    auth_enabled: bool = False
+    secret_key: str = ""
+    jwt_algorithm: str = "HS256"  # and no other
+    jwt_expire_minutes: int = 30
+    rate_limits_enabled: bool | None = None  # None: where authentication is
+    trusted_proxies: list[str] = field(default_factory=list)
+    tls_cert: str = ""
+    tls_key: str = ""
+    clamd_socket: str = ""
     log_format: str = "auto"  # auto | json | pretty; auto is pretty on a terminal
     log_level: str = "info"
     debug: bool = False
@@ -115,6 +128,11 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "s3_secret_access_key": ("S3_SECRET_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY"),
     "base_url": ("BACKEND_BASE_URL",),
     "cors_origins": ("CORS_ORIGINS",),
+    "auth_enabled": ("AUTH_ENABLED",),
+    "secret_key": ("SECRET_KEY",),
+    "jwt_algorithm": ("JWT_ALGORITHM",),
+    "jwt_expire_minutes": ("JWT_EXPIRE_MINUTES",),
+    "rate_limits_enabled": ("RATE_LIMITS_ENABLED",),
     "debug": ("DEBUG",),
     "upload_size_mb_max": ("MAX_UPLOAD_SIZE_MB",),
     "worker_slots": ("MAX_CONCURRENT_JOBS",),
