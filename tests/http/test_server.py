@@ -36,8 +36,15 @@ class Running(Struct, frozen=True):
         """What it logged: every line is one JSON object."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
-    def requests(self) -> list[dict[str, Any]]:
-        return [line for line in self.lines() if line["event"] == "request"]
+    def requests(self, *request_ids: str) -> dict[str, dict[str, Any]]:
+        """The lines of these requests, by their ids; each is told after its answer was sent, so it may yet come."""
+        for _ in range(500):
+            lines = [line for line in self.lines() if line["event"] == "request"]
+            found = {line["request_id"]: line for line in lines if line["request_id"] in request_ids}
+            if len(found) == len(request_ids):
+                break
+            time.sleep(0.01)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +153,7 @@ def test_each_request_is_one_line(running: Running) -> None:
     hostile = 'x\n{"event": "forged"}\u2028\x7f'
     httpx.get(f"{running.url}/v1/jobs", params={"kind": hostile}, headers={"X-Request-ID": "line-1"})
     httpx.get(f"{running.url}/nothing/{'%0a' * 5}", headers={"X-Request-ID": "line-2"})
-    found = {one["request_id"]: one for one in running.requests()}
+    found = running.requests("line-1", "line-2")
     assert found["line-1"].items() >= {"method": "GET", "route": "/v1/jobs", "status": 200, "actor": "local"}.items()
     assert isinstance(found["line-1"]["duration_ms"], float)
     assert (found["line-2"]["route"], found["line-2"]["status"], found["line-2"]["code"]) == (
