@@ -78,7 +78,15 @@ def page(name: str) -> str:
 
 # Settings, metrics, events, errors, commands: each table is the code's, row by row.
 
-TYPES = {Path: "path", str: "text", int: "integer", float: "number", bool: "boolean", list[str]: "list of text"}
+TYPES: dict[Any, str] = {
+    Path: "path",
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    bool | None: "boolean",  # empty: another setting decides
+    list[str]: "list of text",
+}
 
 
 def documented_settings(text: str) -> dict[str, tuple[tuple[str, ...], str, str]]:
@@ -91,7 +99,7 @@ def documented_settings(text: str) -> dict[str, tuple[tuple[str, ...], str, str]
 def shown_default(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if value not in ("", []) else "empty"
+    return str(value) if value not in ("", [], None) else "empty"
 
 
 def declared_settings() -> dict[str, tuple[tuple[str, ...], str, str]]:

@@ -56,6 +56,7 @@ STATUSES: Mapping[str, int] = {
     "unknown_kind": 422,
     "empty_file": 422,
     "forbidden": 403,
+    "not_authenticated": 401,
     "conflict": 409,
     "epoch_changed": 409,
     "projection_busy": 409,
