@@ -16,6 +16,9 @@ from msgspec.structs import asdict, fields
 
 MEBIBYTE_BYTES = 1024 * 1024
 REDACTED = "…"
+JWT_ALGORITHM = "HS256"
+JWT_MINUTES_MAX = 24 * 60
+SECRET_BYTES_MIN = 32
 
 
 class SettingsError(ValueError):
@@ -64,9 +67,17 @@ class Settings(Struct, frozen=True, kw_only=True):
     cors_origins: list[str] = field(default_factory=list)
     auth_enabled: bool = False
     secret_key: str = ""
-    jwt_algorithm: str = "HS256"  # and no other
+    jwt_algorithm: str = JWT_ALGORITHM  # and no other
     jwt_expire_minutes: int = 30
     rate_limits_enabled: bool | None = None  # None: where authentication is
+    limit_sessions_per_minute: int = 20
+    limit_upload_url_per_minute: int = 60
+    limit_jobs_per_minute: int = 30
+    limit_exports_per_minute: int = 60
+    limit_login_per_minute: int = 10  # of one address; three times as many of one account
+    limit_lots_per_minute: int = 100
+    limit_lot_lists_per_minute: int = 200
+    limit_trace_per_minute: int = 50
     trusted_proxies: list[str] = field(default_factory=list)
     tls_cert: str = ""
     tls_key: str = ""
@@ -103,7 +114,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     @property
     def public_url(self) -> str:
         """The base of every URL handed out, without a trailing slash."""
-        return (self.base_url or f"http://{self.host}:{self.port}").rstrip("/")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (self.base_url or f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}").rstrip("/")
 
     def redacted(self) -> dict[str, Any]:
         """For the log line at start: the same fields, secrets and passwords hidden."""
@@ -168,12 +180,41 @@ def require_loopback(host: str) -> None:
     Raises:
         SettingsError: others could.
     """
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
+    if not is_loopback(host):
         raise SettingsError(f"authentication is off, so the API listens on 127.0.0.1 only, not on {host!r}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether whoever listens there is reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def require_door(settings: Settings) -> None:
+    """Who may reach the door: with authentication everybody, without it this machine alone.
+
+    Raises:
+        SettingsError: others could without it; or it is on, and nothing safe is there to sign tokens with.
+    """
+    if settings.jwt_algorithm != JWT_ALGORITHM:
+        raise SettingsError(f"JWT_ALGORITHM is {JWT_ALGORITHM} and no other, not {settings.jwt_algorithm!r}")
+    if not 1 <= settings.jwt_expire_minutes <= JWT_MINUTES_MAX:
+        raise SettingsError(f"JWT_EXPIRE_MINUTES is 1 to {JWT_MINUTES_MAX}, not {settings.jwt_expire_minutes}")
+    secrets = secrets_of(settings)
+    for number, secret in enumerate(secrets, 1):
+        if len(secret.encode(errors="surrogateescape")) < SECRET_BYTES_MIN:
+            raise SettingsError(f"SECRET_KEY has at least {SECRET_BYTES_MIN} bytes; number {number} has fewer")
+    if not settings.auth_enabled:
+        require_loopback(settings.host)
+    elif not secrets:
+        raise SettingsError(f"AUTH_ENABLED needs a SECRET_KEY of at least {SECRET_BYTES_MIN} random bytes")
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """The secrets that tokens are verified with; the first one signs."""
+    return [secret.strip() for secret in settings.secret_key.split(",")] if settings.secret_key else []
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:

@@ -93,10 +93,18 @@ class Vault:
             VaultLocked: the sealing key is not here.
         """
         subject, key = await self._key_of(_utf8(person))
-        plain = _utf8(text)
-        padded = plain.ljust(-(-len(plain) // PADDING_BYTES) * PADDING_BYTES, b"\0")
-        box = encrypt(key, padded, _binding(subject, field))
-        return Sealed(subject, base64.urlsafe_b64encode(box).rstrip(b"=").decode())
+        return _sealed(field, subject, key, text)
+
+    async def seal_beside(self, beside: Sealed, field: str, *, text: str) -> Sealed | None:
+        """`text` about the person that `beside` is about; None where that person was erased. Never makes a key.
+
+        Raises:
+            NotStorable, VaultLocked: as seal().
+        """
+        keys = await self._keys({beside.subject}) if beside.subject is not None else {}
+        for subject, key in keys.items():
+            return _sealed(field, subject, key, text)
+        return None
 
     async def open_many(self, field: str, sealed: Sequence[Sealed | None]) -> list[str | None]:
         """The texts, in the same order; None where there was none, and where the person was erased.
@@ -222,6 +230,13 @@ class Vault:
             if len(rows) < REWRAP_ROWS:
                 return count
             after = rows[-1][0]
+
+
+def _sealed(field: str, subject: UUID, key: bytes, text: str) -> Sealed:
+    plain = _utf8(text)
+    padded = plain.ljust(-(-len(plain) // PADDING_BYTES) * PADDING_BYTES, b"\0")
+    box = encrypt(key, padded, _binding(subject, field))
+    return Sealed(subject, base64.urlsafe_b64encode(box).rstrip(b"=").decode())
 
 
 def _opened(field: str, sealed: Sealed, keys: dict[UUID, bytes]) -> str | None:

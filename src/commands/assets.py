@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from ..domain import assets
 from ..domain.assets import Asset, Scan
+from . import quotas
 from .transact import Loaded, Transaction
 
 
@@ -64,6 +65,8 @@ async def request_upload(tx: Transaction, command: RequestUpload) -> Loaded[Asse
         now=tx.caller.now,
         size_bytes_max=command.size_bytes_max,
     )
+    if events:
+        await quotas.reserve_upload(tx, command.asset_id, command.size_bytes)
     return tx.say(asset, events)
 
 
@@ -98,6 +101,8 @@ async def register_asset(tx: Transaction, command: RegisterAsset) -> Loaded[Asse
         now=tx.caller.now,
         size_bytes_max=command.size_bytes_max,
     )
+    if events:
+        await quotas.reserve_upload(tx, command.asset_id, command.size_bytes)
     return tx.say(asset, events)
 
 

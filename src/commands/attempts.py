@@ -10,6 +10,7 @@ from msgspec.structs import asdict
 
 from ..domain import attempts, jobs
 from ..domain.jobs import Artifact, Job, Provenance
+from . import quotas
 from .jobs import say
 from .transact import Loaded, Transaction
 
@@ -101,4 +102,7 @@ async def _decide(
     """Load the job and decide; a command's other fields are the decision's arguments, one by one."""
     job = await tx.load(jobs.AGGREGATE, job_id)
     arguments = {name: value for name, value in asdict(command).items() if name != "job_id"}
-    return say(tx, job, decision(job.state, **arguments, now=tx.caller.now))
+    before = job.state
+    say(tx, job, decision(before, **arguments, now=tx.caller.now))
+    await quotas.settle(tx, job_id, before, job.state)
+    return job

@@ -9,6 +9,7 @@ from msgspec import Struct
 from ..domain import assets, jobs, kinds, model_slots, models, sessions
 from ..domain.jobs import Job
 from ..domain.kernel import InvalidState, NotFound, QueueFull
+from . import quotas
 from .transact import Loaded, Transaction
 
 
@@ -69,6 +70,7 @@ async def submit_job(tx: Transaction, command: SubmitJob) -> Loaded[Job]:
         for asset_id in command.inputs:
             assets.require_clean(await tx.look(assets.AGGREGATE, asset_id))
     version_id, sha256 = await _pinned_model(tx, kind, command.model_version_id)
+    counted = job.state.status is None and await quotas.reserve_job(tx, command.job_id)
     events = jobs.submit(
         job.state,
         kind=kind.name,
@@ -84,6 +86,7 @@ async def submit_job(tx: Transaction, command: SubmitJob) -> Loaded[Job]:
         timeout_s=command.timeout_s,
         attempts_max=command.attempts_max,
         callback_url=command.callback_url,
+        counted=counted,
         now=tx.caller.now,
     )
     return say(tx, job, events, pending_max=command.pending_max)
@@ -91,7 +94,7 @@ async def submit_job(tx: Transaction, command: SubmitJob) -> Loaded[Job]:
 
 async def cancel_job(tx: Transaction, command: CancelJob) -> Loaded[Job]:
     job = await tx.load(jobs.AGGREGATE, command.job_id)
-    return say(tx, job, jobs.cancel(job.state, by=tx.caller.actor, now=tx.caller.now))
+    return await _ended(tx, job, jobs.cancel(job.state, by=tx.caller.actor, now=tx.caller.now))
 
 
 async def requeue_job(tx: Transaction, command: RequeueJob) -> Loaded[Job]:
@@ -101,12 +104,19 @@ async def requeue_job(tx: Transaction, command: RequeueJob) -> Loaded[Job]:
 
 async def delete_job(tx: Transaction, command: DeleteJob) -> Loaded[Job]:
     job = await tx.load(jobs.AGGREGATE, command.job_id)
-    return say(tx, job, jobs.delete(job.state, by=tx.caller.actor, now=tx.caller.now))
+    return await _ended(tx, job, jobs.delete(job.state, by=tx.caller.actor, now=tx.caller.now))
 
 
 async def expire_job(tx: Transaction, command: ExpireJob) -> Loaded[Job]:
     job = await tx.load(jobs.AGGREGATE, command.job_id)
-    return say(tx, job, jobs.expire(job.state, now=tx.caller.now))
+    return await _ended(tx, job, jobs.expire(job.state, now=tx.caller.now))
+
+
+async def _ended(tx: Transaction, job: Loaded[Job], events: list[jobs.Event]) -> Loaded[Job]:
+    before = job.state
+    say(tx, job, events)
+    await quotas.settle(tx, job.stream_id, before, job.state)
+    return job
 
 
 async def _pinned_model(

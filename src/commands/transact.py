@@ -23,8 +23,12 @@ from ..adapters.event_store.wire import Append, Expectation, Guard
 from ..adapters.event_store.writer import Appended, Blocked, Repeat, Stale
 from ..adapters.hints import Candidate, JobHints, Offers
 from ..adapters.vault import Vault
-from ..domain.kernel import Aggregate, Caller, Invalid, Rejection
+from ..domain import api_keys, users
+from ..domain.access import require_own
+from ..domain.events import kind_of
+from ..domain.kernel import Aggregate, Caller, Invalid, NotFound, Rejection
 from ..domain.sealed import Sealed
+from .freshness import Freshness
 
 S = TypeVar("S")
 C = TypeVar("C")
@@ -199,7 +203,14 @@ class Transaction:
                 aggregate, stream_id, read_tail=stream_id in self._doubted
             )
             loaded = self._loaded[stream_id] = Loaded(aggregate, stream_id, state, version, [], fresh=fresh)
+            self._require_own(loaded)
         return loaded
+
+    def _require_own(self, loaded: Loaded[Any]) -> None:
+        """Whatever a command names, in its path or anywhere in its body, it reaches what its caller may reach."""
+        grant, owner_of = self.caller.grant, loaded.aggregate.owner
+        if grant is not None and owner_of is not None and loaded.version:
+            require_own(grant.reach, owner=owner_of(loaded.state), actor=self.caller.actor, permission=grant.permission)
 
     @property
     def streams(self) -> set[UUID]:
@@ -248,6 +259,7 @@ class Commands:
         self.offers = Offers(hints) if hints is not None else None
         self.vault = vault
         self.states: States = OrderedDict()
+        self._freshness = Freshness(store.reader)
         self._turns: dict[UUID, tuple[asyncio.Lock, int]] = {}
         store.epochs.append(lambda _: self._forget())
 
@@ -278,6 +290,7 @@ class Commands:
                 if epoch is not None and tx.epoch != epoch:
                     raise EpochChanged(f"it belongs to epoch {epoch}")
                 try:
+                    await _require_live(caller, tx.look)
                     answer = await handler(tx, command)
                 except _Queue as queue:
                     turns.add(queue.stream_id)
@@ -337,26 +350,45 @@ class Commands:
         """The answer to a command that was here before, from the state of today."""
         if caller.request_digest and first.result:
             kept = msgspec.json.decode(first.result, type=KeptResult)
-            if kept.digest != caller.request_digest:
+            if kept.digest not in (caller.request_digest, *caller.earlier_digests):
                 raise KeyReused("the same key was sent with another request")
             stream_id = kept.ref
+        await _require_live(caller, self.today)
         state, version, _ = await self.state(aggregate, stream_id, read_tail=True)
         return Receipt(stream_id, state, version, first.position, first.recorded_at, (), repeat=True)
 
     async def state(self, aggregate: Aggregate[S], stream_id: UUID, *, read_tail: bool) -> tuple[S, int, bool]:
-        """State and version of a stream, and whether the log was asked just now."""
+        """State and version of a stream, and whether the log was asked just now.
+
+        Raises:
+            NotFound: the stream is another noun's.
+        """
         states = self.states
         cached = states.get(stream_id)
+        if cached is not None and type(cached[0]) is not type(aggregate.initial):
+            raise NotFound(f"no such {aggregate.kind}")
         if cached is not None and not read_tail:
             states.move_to_end(stream_id)
             return *cached, False
         state, version = cached or (aggregate.initial, 0)
         for recorded in await self.store.reader.stream(stream_id, after=version):
+            if kind_of(recorded.topic) != aggregate.kind:
+                raise NotFound(f"no such {aggregate.kind}")
             state = aggregate.evolve(state, self.store.mapper.event(recorded))
             version = recorded.originator_version
         if version:
             _remember(states, stream_id, state, version)
         return state, version, True
+
+    async def today(self, aggregate: Aggregate[S], stream_id: UUID) -> S:
+        """The state as the log has it now; cheap where the cache has it and the log has nothing newer.
+
+        Raises:
+            NotFound: the stream is another noun's.
+        """
+        cached = self.states.get(stream_id)
+        doubted = cached is None or await self._freshness.moved(stream_id, cached[1])
+        return (await self.state(aggregate, stream_id, read_tail=doubted))[0]  # reads, if it was forgotten meanwhile
 
     def in_turn(self, stream_id: UUID) -> bool:
         """Whether commands on this stream wait for each other now."""
@@ -385,9 +417,26 @@ class Commands:
         self.states = OrderedDict()
 
     async def close(self) -> None:
-        """Wait for hints that are still under way."""
+        """Wait for what is still under way."""
+        await self._freshness.close()
         if self.offers is not None:
             await self.offers.close()
+
+
+async def _require_live(caller: Caller, state_of: Callable[[Aggregate[Any], UUID], Awaitable[Any]]) -> None:
+    """The credential, if the caller came with one, is good. Looked at by a transaction, its append rests on that.
+
+    Raises:
+        NotAuthenticated: it is not.
+    """
+    credential = caller.credential
+    if credential is None:
+        return
+    user = await state_of(users.AGGREGATE, credential.user_id)
+    if credential.key_id is None:
+        users.require_live(user, credential.generation)
+    else:
+        api_keys.require_live(await state_of(api_keys.AGGREGATE, credential.key_id), user, caller.now)
 
 
 def _remember(states: States, stream_id: UUID, state: Any, version: int) -> None:

@@ -6,14 +6,12 @@ key may narrow its holder's permissions, never widen them.
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Literal
-from uuid import UUID
 
 from msgspec import Struct
 
-from .kernel import Forbidden, Rejection
+from .kernel import Credential, Forbidden, Reach, Rejection
 
-Reach = Literal["own", "any"]
+__all__ = ["Credential", "Reach"]
 
 
 class Role(StrEnum):
@@ -27,10 +25,17 @@ class Role(StrEnum):
 # What people own, and what belongs to all.
 _OWNED = ("assets", "sessions", "jobs")
 _SHARED_READS = ("models:read",)
-_SELF: Mapping[str, Reach] = {"keys:read": "own", "keys:write": "own", "quotas:read": "own"}
-_MANAGED = ("models:write", "models:activate", "jobs:requeue", "analytics:read", "projections:read")
-_AUDITED = ("audit:read", "analytics:read", "projections:read", "users:read", "keys:read", "quotas:read")
-_ADMINISTERED = ("projections:write", "users:write", "keys:write", "quotas:write", "audit:export")
+_SELF: Mapping[str, Reach] = {
+    "self:read": "any",
+    "self:write": "any",
+    "trace:read": "own",
+    "keys:read": "own",
+    "keys:write": "own",
+    "quotas:read": "own",
+}
+_MANAGED = ("models:write", "models:activate", "jobs:requeue", "trace:read", "analytics:read", "projections:read")
+_AUDITED = ("audit:read", "trace:read", "analytics:read", "projections:read", "users:read", "keys:read", "quotas:read")
+_ADMINISTERED = ("projections:write", "users:write", "keys:write", "quotas:write", "audit:export", "limits:lift")
 
 
 def _each(nouns: Iterable[str], verb: str, reach: Reach) -> dict[str, Reach]:
@@ -59,20 +64,8 @@ GRANTS: Mapping[Role, Mapping[str, Reach]] = {
     ),
 }
 PERMISSIONS = frozenset(GRANTS[Role.ADMIN])
-
-
-class Credential(Struct, frozen=True):
-    """What a caller came with, as far as it can be taken back.
-
-    Attributes:
-        user_id: whose it is.
-        generation: of that user's credentials; logout, another role and another password begin a new one.
-        key_id: of the API key, where it was one.
-    """
-
-    user_id: UUID
-    generation: int
-    key_id: UUID | None = None
+# What a key can be narrowed to. Who makes users makes himself anything: that is no narrow key.
+SCOPES = PERMISSIONS - {"users:write"}
 
 
 class Rights(Struct, frozen=True):

@@ -174,7 +174,7 @@ def evolve(asset: Asset, event: Event) -> Asset:
             return replace(asset, status="deleted", updated_at=at)
 
 
-AGGREGATE = Aggregate("asset", Asset(), evolve)
+AGGREGATE = Aggregate("asset", Asset(), evolve, owner=lambda asset: asset.owner)
 
 
 # Decisions

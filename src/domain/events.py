@@ -4,13 +4,16 @@ from typing import Any, get_args
 
 from msgspec import Struct
 
-from . import assets, jobs, model_slots, models, sessions
+from . import administrators, api_keys, assets, emails, jobs, model_slots, models, quotas, sessions, users
 from .kernel import Aggregate
 
-Event = assets.Event | sessions.Event | models.Event | model_slots.Event | jobs.Event
+_Work = assets.Event | sessions.Event | models.Event | model_slots.Event | jobs.Event
+_Identity = users.Event | emails.Event | administrators.Event | api_keys.Event | quotas.Event
+Event = _Work | _Identity
 
 AGGREGATES: dict[str, Aggregate[Any]] = {
-    module.AGGREGATE.kind: module.AGGREGATE for module in (assets, sessions, models, model_slots, jobs)
+    module.AGGREGATE.kind: module.AGGREGATE
+    for module in (assets, sessions, models, model_slots, jobs, users, emails, administrators, api_keys, quotas)
 }
 
 

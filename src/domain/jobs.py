@@ -69,6 +69,7 @@ class JobSubmitted(Struct, frozen=True, kw_only=True, tag="job.submitted"):
     timeout_s: int = TIMEOUT_S_DEFAULT
     attempts_max: int = ATTEMPTS_DEFAULT
     callback_url: str | None = None
+    counted: bool = False  # its owner has a quota, which it and the seconds of its attempts are counted against
 
 
 class JobStarted(Struct, frozen=True, kw_only=True, tag="job.started"):
@@ -242,7 +243,7 @@ def _moved(job: Job, event: Event) -> Job:
             return replace(job, refused=job.refused | {attempt})
 
 
-AGGREGATE = Aggregate("job", Job(), evolve)
+AGGREGATE = Aggregate("job", Job(), evolve, owner=lambda job: job.submitted.owner if job.submitted is not None else "")
 
 
 # Decisions of whoever asked for the job; those of its worker are in attempts.py
@@ -265,6 +266,7 @@ def submit(
     timeout_s: int = TIMEOUT_S_DEFAULT,
     attempts_max: int = ATTEMPTS_DEFAULT,
     callback_url: str | None = None,
+    counted: bool = False,
 ) -> list[Event]:
     """Ask for it. `params` are those that `kinds.parse` gave back; inputs, session and model were consulted."""
     if job.status is not None:
@@ -293,6 +295,7 @@ def submit(
             timeout_s=timeout_s,
             attempts_max=attempts_max,
             callback_url=callback_url,
+            counted=counted,
         )
     ]
 

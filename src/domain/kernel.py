@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import reduce
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID, uuid5
 
 from msgspec import Struct
@@ -53,6 +53,30 @@ class QueueFull(Rejection):
     code = "queue_full"
 
 
+Reach = Literal["own", "any"]
+
+
+class Credential(Struct, frozen=True):
+    """What a caller came with, as far as it can be taken back.
+
+    Attributes:
+        user_id: whose it is.
+        generation: of that user's credentials; logout, another role and another password begin a new one.
+        key_id: of the API key, where it was one.
+    """
+
+    user_id: UUID
+    generation: int
+    key_id: UUID | None = None
+
+
+class Grant(Struct, frozen=True):
+    """The permission under which a command runs, and whether it reaches what others own."""
+
+    permission: str
+    reach: Reach
+
+
 class Caller(Struct, frozen=True, kw_only=True):
     """Who asks, when, and because of what. Taken once per request or job step, never looked up again.
 
@@ -63,6 +87,9 @@ class Caller(Struct, frozen=True, kw_only=True):
         correlation_id: one id from the first request to the last effect.
         causation_id: the command or the event (`event:<position>`) that led to this one.
         request_digest: of the request, keyed, where an idempotency key made the command id; a repeat must match it.
+        earlier_digests: of the same request, under the keys that were in use before; a repeat may match one of them.
+        grant: what a person may do with it; None: it is the service itself, which may do what its code does.
+        credential: that must still be good when the command is appended.
     """
 
     actor: str
@@ -72,6 +99,9 @@ class Caller(Struct, frozen=True, kw_only=True):
     causation_id: str
     request_id: str = ""
     request_digest: str = ""
+    earlier_digests: tuple[str, ...] = ()
+    grant: Grant | None = None
+    credential: Credential | None = None
 
 
 class Aggregate(Struct, Generic[S], frozen=True):
@@ -81,11 +111,13 @@ class Aggregate(Struct, Generic[S], frozen=True):
         kind: the first half of the noun's tags, and its name in `/v1/{kind}s/{id}/history`.
         initial: the state before anything was said.
         evolve: state and event to state.
+        owner: the actor whose it is; None: it belongs to all.
     """
 
     kind: str
     initial: S
     evolve: Callable[[S, Any], S]
+    owner: Callable[[S], str] | None = None
 
     def fold(self, state: S, events: Iterable[Any]) -> S:
         """The state that `events` lead to from `state`."""

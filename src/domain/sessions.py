@@ -83,7 +83,7 @@ def evolve(session: Session, event: Event) -> Session:
             return replace(session, status="closed", last_activity_at=at)
 
 
-AGGREGATE = Aggregate("session", Session(), evolve)
+AGGREGATE = Aggregate("session", Session(), evolve, owner=lambda session: session.owner)
 
 
 # Decisions

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..adapters.event_store.codec import EventMapper
+from .api_keys import API_KEYS
 from .assets import ASSETS
 from .jobs import JOBS
 from .lineage import LINEAGE
@@ -10,9 +11,11 @@ from .model_slots import MODEL_SLOTS
 from .models import MODELS
 from .projection import AnyModel, EdgeModel, ReadModel
 from .projector import Projector
+from .quotas import QUOTAS
 from .sessions import SESSIONS
+from .users import USERS
 
-READ_MODELS: tuple[ReadModel[Any], ...] = (ASSETS, SESSIONS, MODELS, MODEL_SLOTS, JOBS)
+READ_MODELS: tuple[ReadModel[Any], ...] = (ASSETS, SESSIONS, MODELS, MODEL_SLOTS, JOBS, USERS, API_KEYS, QUOTAS)
 EDGE_MODELS: tuple[EdgeModel[Any], ...] = (LINEAGE,)
 ALL_MODELS: tuple[AnyModel, ...] = (*READ_MODELS, *EDGE_MODELS)
 

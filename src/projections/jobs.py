@@ -158,11 +158,12 @@ PAGE = sql.SQL(
 )
 NEWEST = sql.SQL(
     "SELECT to_json(j) FROM jobs AS j WHERE status <> 'deleted' AND kind = ANY (%(kinds)s)"
+    " AND (%(owner)s::text IS NULL OR owner = %(owner)s)"
     " ORDER BY created_at DESC, job_id DESC OFFSET %(skip)s LIMIT %(limit)s"
 )
 COUNT = sql.SQL(
     "SELECT json_build_object('kind', kind, 'status', status, 'jobs', count(*)) FROM jobs"
-    " WHERE status <> 'deleted' GROUP BY kind, status"
+    " WHERE status <> 'deleted' AND (%(owner)s::text IS NULL OR owner = %(owner)s) GROUP BY kind, status"
 )
 # Each kind by itself, so that a long queue of one hides no other.
 WAITING = sql.SQL(
@@ -193,14 +194,16 @@ async def page(
     return await reads.fetch(JobRow, PAGE, values | {"after": after, "limit": limit})
 
 
-async def newest(reads: ReadModels, *, kinds: list[str], skip: int, limit: int) -> Page[JobRow]:
+async def newest(
+    reads: ReadModels, *, owner: str | None = None, kinds: list[str], skip: int, limit: int
+) -> Page[JobRow]:
     """Jobs of these kinds that are not deleted, newest first."""
-    return await reads.fetch(JobRow, NEWEST, {"kinds": kinds, "skip": skip, "limit": limit})
+    return await reads.fetch(JobRow, NEWEST, {"owner": owner, "kinds": kinds, "skip": skip, "limit": limit})
 
 
-async def counts(reads: ReadModels) -> list[Count]:
+async def counts(reads: ReadModels, *, owner: str | None = None) -> list[Count]:
     """How many jobs there are by kind and status, deleted ones aside."""
-    return (await reads.fetch(Count, COUNT, {})).rows
+    return (await reads.fetch(Count, COUNT, {"owner": owner})).rows
 
 
 async def waiting(reads: ReadModels, *, kinds: Sequence[str], now: datetime, limit: int) -> list[JobRow]:

@@ -30,13 +30,13 @@ class History(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         state: digest of the aggregate's state after it.
-        row: digest of its row in the read model of its kind.
+        row: digest of its row in the read model of its kind; None where there is none.
         events: payloads; `type` is also the tag that they are stored under.
     """
 
     history: str
     state: str
-    row: str
+    row: str | None
     events: list[dict[str, Any]]
 
     def recorded(self) -> list[Recorded]:
@@ -118,6 +118,8 @@ def _shape(info: Any) -> Any:
             }
         case msgspec.inspect.LiteralType(values=values):
             return {"enum": list(values)}
+        case msgspec.inspect.EnumType(cls=words):
+            return {"enum": [word.value for word in words]}
         case msgspec.inspect.UnionType(types=types):
             return [_shape(one) for one in types]
         case _:

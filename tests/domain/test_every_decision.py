@@ -15,16 +15,30 @@ from hypothesis import strategies as st
 from tests.domain import job_histories
 from tests.domain.job_histories import LAYER
 
-from sightline.domain import assets, attempts, jobs, model_slots, models, sessions
+from sightline.domain import (
+    administrators,
+    api_keys,
+    assets,
+    attempts,
+    emails,
+    jobs,
+    model_slots,
+    models,
+    quotas,
+    sessions,
+    users,
+)
+from sightline.domain.access import Rights, Role
 from sightline.domain.events import AGGREGATES, EVENTS, tag_of
 from sightline.domain.kernel import Aggregate, Rejection
 from sightline.domain.sealed import Sealed
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 STEPS_MIN, STEPS_MAX = 8, 20
-LAST_WORDS = {"delete", "archive", "close", "cancel"}
+LAST_WORDS = {"delete", "archive", "close", "cancel", "deactivate", "revoke"}
 IDS = st.sampled_from([UUID(int=n) for n in range(1, 4)])
 DIGESTS = st.sampled_from(["a" * 64, "b" * 64])
+SEALED = st.sampled_from([Sealed(UUID(int=8), "AAAA"), Sealed(UUID(int=8), "BBBB")])
 SCANS = st.builds(assets.Scan, engine=st.just("decode"), code=st.sampled_from([None, "broken"]))
 
 
@@ -36,6 +50,7 @@ def mostly(usual: Any, *others: Any) -> st.SearchStrategy[Any]:
 # Small worlds, so that walks meet: each argument that some decision takes, by its name. What is not here is a bug.
 ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "active": st.booleans(),
+    "amounts": mostly(quotas.Amounts(jobs=1), quotas.Amounts(size_bytes=-1)),
     "asset_id": IDS,
     "attempt": mostly(0, 1, -1),  # counted from the current one
     "attempts_max": mostly(2, 1, 0),
@@ -43,18 +58,27 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "by": st.sampled_from(["ada", "bob"]),
     "callback_url": mostly(None, "https://example.com", "nowhere"),
     "code": st.just("crashed"),
+    "counted": st.booleans(),
     "content_type": mostly("image/png", "image/jpeg", "text/html"),
     "duration_s": mostly(2700, 60, 0),
+    "email": SEALED,
     "error": st.just("no route"),
+    "expires_at": mostly(NOON + timedelta(days=1), NOON, NOON + timedelta(days=400)),
     "filename": mostly("sea.png", "", "a\0"),
     "found_content_type": mostly("image/png", "image/jpeg"),
     "framework": mostly("onnx", "abacus"),
+    "full_name": SEALED,
+    "generation": st.integers(0, 4),
     "hf_repo": mostly(None, "local/demo", "https://x"),
     "hf_revision": st.none(),
+    "holder": IDS,
     "inputs": st.lists(IDS, max_size=2).map(tuple),
+    "issuer": mostly(Rights(Role.MANAGER), Rights(Role.MANAGER, frozenset({"jobs:read"}))),
     "kind": st.just("noop"),
     "lease_until": st.just(NOON),
+    "limits": mostly(quotas.Limits(jobs_per_day=1), quotas.Limits(), quotas.Limits(bytes_per_day=-1)),
     "manifest": st.sampled_from([None, {"layers": []}]),
+    "member": IDS,
     "message": st.sampled_from(["", "bands"]),
     "model_id": IDS,
     "model_sha256": st.none(),
@@ -65,17 +89,26 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "origin": st.just("builtin"),
     "outputs": mostly((LAYER,), (), (LAYER, LAYER)),
     "owner": st.just("ada"),
+    "owner_id": IDS,
+    "owner_state": mostly(users.User("active", role=Role.OPERATOR), users.User(), users.User("deactivated")),
     "params": st.just({}),
+    "password": SEALED,
     "path": st.just("p"),
     "percent": mostly(50, 0, 49, 51, 100, 101),
+    "prefix": mostly("0" * 16, "1" * 16, "zz"),
     "previous_synced": st.booleans(),
+    "principal": mostly("ada", ""),
     "priority": mostly(5, 0, 10),
     "project_id": st.none(),
     "purpose": mostly("image", "ransom"),
     "receipt": st.none(),
+    "reserved_for": IDS,
     "retry_delay_s": mostly(0, 4, 301),
     "retryable": st.booleans(),
+    "role": st.sampled_from([Role.OPERATOR, Role.OPERATOR, Role.VIEWER, Role.ADMIN]),
     "scan": SCANS,
+    "scopes": mostly(None, frozenset({"jobs:read"}), frozenset({"jobs:burn"})),
+    "secret_sha256": DIGESTS,
     "session_id": st.sampled_from([None, UUID(int=9)]),
     "sha256": DIGESTS,
     "size_bytes": mostly(1, 2, 0),
@@ -95,8 +128,9 @@ Law = Callable[[Any, Any], None]
 
 def decisions_of(*modules: ModuleType) -> list[Decision]:
     """The public functions of a noun that answer with events."""
-    functions = [one for module in modules for _, one in inspect.getmembers(module, inspect.isfunction)]
-    answers = [one for one in functions if str(inspect.signature(one).return_annotation).startswith("list[")]
+    functions = [(module, one) for module in modules for _, one in inspect.getmembers(module, inspect.isfunction)]
+    own = [one for module, one in functions if one.__module__ == module.__name__]
+    answers = [one for one in own if str(inspect.signature(one).return_annotation).startswith("list[")]
     return [one for one in answers if not one.__name__.startswith("_")]
 
 
@@ -105,7 +139,12 @@ NOUNS: dict[str, list[Decision]] = {
     "session": decisions_of(sessions),
     "model": decisions_of(models),
     "model_slot": decisions_of(model_slots),
+    "user": decisions_of(users),
+    "email": decisions_of(emails),
+    "administrators": decisions_of(administrators),
+    "api_key": decisions_of(api_keys),
     "job": decisions_of(jobs, attempts),
+    "quota": decisions_of(quotas),
 }
 
 
@@ -198,12 +237,45 @@ def slot_law(before: model_slots.ModelSlot, after: model_slots.ModelSlot) -> Non
     assert model_slots.previous(after) != after.active or after.active is None
 
 
+def user_law(before: users.User, after: users.User) -> None:
+    assert before.status != "deactivated" or after == before
+    assert before.email in {None, after.email}
+    # Whatever is taken away is taken from every token that was handed out before.
+    taken = (before.status, before.role, before.password) != (after.status, after.role, after.password)
+    assert after.generation == before.generation + 1 if taken else after.generation >= before.generation
+
+
+def email_law(before: emails.Email, after: emails.Email) -> None:
+    assert before.user_id is None or after.user_id in {None, before.user_id}
+
+
+def roster_law(before: administrators.Administrators, after: administrators.Administrators) -> None:
+    assert after.user_ids or not before.user_ids
+
+
+def quota_law(before: quotas.Quota, after: quotas.Quota) -> None:
+    if before.day is not None and after.day is not None:
+        assert (after.day, after.amounts, after.reserved_for) == (before.day, before.amounts, before.reserved_for)
+        assert before.held or not after.held
+
+
+def key_law(before: api_keys.ApiKey, after: api_keys.ApiKey) -> None:
+    assert before.owner is None or msgspec.structs.replace(after, revoked_at=before.revoked_at) == before
+    assert before.revoked_at in {None, after.revoked_at}
+    assert after.role is not Role.ADMIN
+
+
 LAWS: dict[str, Law] = {
     "asset": asset_law,
     "session": session_law,
     "model": model_law,
     "model_slot": slot_law,
+    "user": user_law,
+    "email": email_law,
+    "administrators": roster_law,
+    "api_key": key_law,
     "job": job_law,
+    "quota": quota_law,
 }
 
 
@@ -236,7 +308,7 @@ def test_deciding_again_says_nothing_new(kind: str) -> None:
 
 def test_every_noun_is_walked() -> None:
     assert NOUNS.keys() == AGGREGATES.keys() == LAWS.keys()
-    assert sum(map(len, NOUNS.values())) == 28
+    assert sum(map(len, NOUNS.values())) == 43
     assert {decide.__name__ for decide in NOUNS["job"]} >= {"submit", "start", "complete", "cancel", "time_out"}
 
 

@@ -10,8 +10,21 @@ import sightline.domain
 
 FILES = sorted(Path(sightline.domain.__file__).parent.glob("*.py"))
 PURE = {
-    *("__future__", "collections", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "hashlib"),
-    *("hmac", "itertools", "math", "operator", "re", "statistics", "string", "types", "typing", "unicodedata", "uuid"),
+    *("__future__", "base64", "collections", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools"),
+    *(
+        "hashlib",
+        "hmac",
+        "itertools",
+        "math",
+        "operator",
+        "re",
+        "statistics",
+        "string",
+        "types",
+        "typing",
+        "unicodedata",
+        "uuid",
+    ),
     "msgspec",
 }
 IMPURE_NAMES = {"now", "today", "utcnow", "uuid1", "uuid4", "open", "print", "input", "eval", "exec", "__import__"}
