@@ -11,8 +11,11 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
+
+import structlog
 
 from .embedded.processes import launcher_argv
 
@@ -20,12 +23,25 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024
 HEADER_BYTES = 4
 READ_BYTES = 1 << 16
 STARTUP_S_MAX = 30.0
+SAID_LINES_MAX = 50  # of what one child prints, and of each line so many characters
+SAID_CHARS_MAX = 300
 LAST_BREATH_S = 1.0  # between the end of a child's output and its death, before it is killed
 
 # What a child may know of our environment: where its libraries are, and which accelerator it may use. No secrets.
 ENVIRONMENT_KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "CUDA_VISIBLE_DEVICES")
 # One job, one core, unless a session asks for more: each library would otherwise size its own pool from the host.
-ENVIRONMENT_SET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONHASHSEED": "0"}
+# ONNX Runtime would keep an id of this machine, and report to its maker what it runs.
+ENVIRONMENT_SET = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+    "PYTHONHASHSEED": "0",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+# Directories that a child may open files in, beside its libraries; see `landlock.py`.
+READABLE, WRITABLE = "SIGHTLINE_CHILD_READABLE", "SIGHTLINE_CHILD_WRITABLE"
+
+log = structlog.get_logger("sightline.child")
 
 
 class BrokenFrame(Exception):
@@ -104,18 +120,33 @@ class Child:
         module: its `main` begins with `confinement.enter()`.
         memory_bytes_max: of address space; 0 sets none (CUDA reserves more than any host has).
         environ: added to the few variables that a child may know.
+        readable: directories whose files it may read, beside the temporary one; made where they are missing.
+        writes: whether it may write, into the temporary directory alone.
     """
 
-    def __init__(self, module: str, *, memory_bytes_max: int, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        module: str,
+        *,
+        memory_bytes_max: int,
+        environ: Mapping[str, str] | None = None,
+        readable: Sequence[Path] = (),
+        writes: bool = False,
+    ) -> None:
         self._module = module
         self._memory_bytes_max = memory_bytes_max
+        self._readable = [path.absolute() for path in readable]
+        temporary = tempfile.gettempdir()
+        allowed = {READABLE: os.pathsep.join(map(str, [temporary, *self._readable]))}
+        allowed[WRITABLE] = temporary if writes else ""
         kept = {name: os.environ[name] for name in ENVIRONMENT_KEPT if name in os.environ}
-        self._environ = {**kept, **ENVIRONMENT_SET, **(environ or {})}
+        self._environ = {**kept, **ENVIRONMENT_SET, **allowed, **(environ or {})}
         self._process: Process | None = None
         self._interrupted = False
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._frames = Frames()
         self._received: deque[bytes] = deque()
+        self._listening: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -132,6 +163,8 @@ class Child:
             return
         await self.kill()  # what is left of one that died while nobody asked it anything
         self._frames, self._received, self._interrupted = Frames(), deque(), False
+        for path in self._readable:
+            path.mkdir(parents=True, exist_ok=True)  # the child can only be given what is there
         self._directory = tempfile.TemporaryDirectory(prefix="sightline-child-", ignore_cleanup_errors=True)
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -142,10 +175,13 @@ class Child:
                 ),
                 stdin=PIPE,
                 stdout=PIPE,
+                stderr=PIPE,
                 cwd=self._directory.name,
                 env=self._environ,
                 start_new_session=True,  # Ctrl-C is for the parent, which lets the child finish
             )
+            if self._process.stderr is not None:
+                self._listening = asyncio.create_task(_tell(self._process.stderr, self._module))
             async with asyncio.timeout(STARTUP_S_MAX):
                 await self.receive()  # an empty frame: confined, and listening
             # Its working directory goes, with it still inside: nothing can be put there, and nothing is left of it
@@ -195,6 +231,10 @@ class Child:
                 process.kill()
             if process.stdin is not None:
                 process.stdin.close()
+            if self._listening is not None:
+                self._listening.cancel()
+                await asyncio.wait({self._listening})
+                self._listening = None
             await process.communicate()
         if self._directory is not None:
             self._directory.cleanup()
@@ -208,3 +248,14 @@ class Child:
             await asyncio.wait_for(process.wait(), LAST_BREATH_S)
         await self.kill()
         return process.returncode if process.returncode is not None else -signal.SIGKILL
+
+
+async def _tell(said: asyncio.StreamReader, module: str) -> None:
+    """What a child prints, as entries of the log, a few of them: a library may repeat a stranger's words, line breaks
+    and all, and as often as the stranger likes. Read to its end, or the child would wait for us.
+    """
+    lines = 0
+    while data := await said.read(READ_BYTES):
+        for line in data.decode(errors="replace").splitlines()[: SAID_LINES_MAX - lines]:
+            lines += 1
+            log.warning("child_said", module=module, said=line[:SAID_CHARS_MAX])

@@ -2,17 +2,21 @@
 
 Given up: core files, most descriptors, new sockets, new programs (memory beyond its limit and a life beyond its
 parent's were given up before it began, in `embedded/launch.py`). The last two by a seccomp filter, which needs no
-privilege; on a machine type that is not in SYSTEM_CALLS there is none.
+privilege; on a machine type that is not in SYSTEM_CALLS there is none. Then all files but a few, see `landlock.py`;
+on a kernel without it there is no such bound.
 """
 
 import ctypes
+import math
 import os
 import platform
 import resource
 import struct
+import time
 from collections.abc import Iterator
 
-from .child import READ_BYTES, Frames, framed
+from . import landlock
+from .child import READ_BYTES, READABLE, WRITABLE, Frames, framed
 
 OPEN_FILES_MAX = 128
 
@@ -41,7 +45,7 @@ class Channel:
     """Questions in, answers out, on descriptors that nothing else in this process knows.
 
     Standard output now leads to standard error, so that a print in a kind, or in a C library under it, lands in the
-    log and not between two frames.
+    log (see `Child`) and not between two frames.
     """
 
     def __init__(self) -> None:
@@ -68,6 +72,8 @@ def enter() -> Channel:
     """Confine this process, and open its channel; the parent's `Child.start` returns when this does."""
     limit()
     refuse_sockets_and_programs()
+    readable, writable = (os.environ.get(name, "").split(os.pathsep) for name in (READABLE, WRITABLE))
+    landlock.allow_only(readable=readable, writable=writable)
     channel = Channel()
     channel.send(b"")
     return channel
@@ -79,6 +85,24 @@ def limit() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(OPEN_FILES_MAX, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+
+class CpuTime:
+    """What the next question may cost, kept by the kernel: SIGXCPU ends a child whose parent was stopped, and so
+    cannot end it when its time is over.
+    """
+
+    def __init__(self) -> None:
+        self._allowed_s = self._since_s = -math.inf
+
+    def allow(self, cpu_s: float) -> None:
+        """From now on, in whole seconds, rounded up. Where nothing was used, nothing is set again: jobs may be many."""
+        used_s = time.process_time()
+        if cpu_s == self._allowed_s and used_s - self._since_s < 1:
+            return
+        self._allowed_s, self._since_s = cpu_s, used_s
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used_s + cpu_s) + 1, hard))
 
 
 def refuse_sockets_and_programs() -> bool:

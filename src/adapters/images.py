@@ -6,7 +6,7 @@ The bytes are only ever decoded in a confined child (`image_decoder.py`); this s
 import asyncio
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import IO, Literal, Self
 
 import msgspec
 from msgspec import Struct
@@ -20,6 +20,8 @@ Code = Literal[
     "content_type_mismatch",
     "image_truncated",
     "image_too_many_pixels",
+    "image_too_many_frames",
+    "image_expands_too_much",
     "malware_signature",
     "image_undecodable",
     "scan_timed_out",
@@ -40,6 +42,9 @@ SYNONYMS = {
 SIGNATURE_BYTES = 64  # what `sniff` wants to see of a file
 BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
 MEBIBYTE_BYTES = 1024 * 1024
+# The EICAR test file, which every scanner must find; in two parts, so that none finds it here.
+EICAR = b"X5O!P%@AP[4\\PZX54(P^)7CC)7}$" + b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
+HOLDS_EICAR = "the file holds the EICAR test signature"
 OUT_OF_MEMORY = "the picture needs more memory than a decoder may use"
 
 
@@ -70,6 +75,7 @@ class ImageQuestion(Struct, frozen=True):
     path: str
     declared_type: str
     pixels_max: int
+    cpu_s_max: float
 
 
 def normalised(content_type: str) -> str:
@@ -109,6 +115,17 @@ def _sniff_boxes(head: bytes) -> str:
     if brand in {b"heic", b"heix", b"mif1", b"msf1"}:
         return "image/heic"
     return "video/quicktime" if brand == b"qt  " else "video/mp4"
+
+
+def holds_eicar(file: IO[bytes]) -> bool:
+    """Anywhere from here to the end: a file can carry it behind its last pixel, or inside another format's parts."""
+    kept = b""
+    while block := file.read(MEBIBYTE_BYTES):
+        kept += block
+        if EICAR in kept:
+            return True
+        kept = kept[-len(EICAR) :]
+    return False
 
 
 class ImageScanner:
@@ -174,7 +191,7 @@ class ImageScanner:
         with path.open("rb") as file:
             if not file.read(1):
                 return None
-        return ImageQuestion(str(path.absolute()), normalised(declared_type), self._pixels_max)
+        return ImageQuestion(str(path.absolute()), normalised(declared_type), self._pixels_max, self._timeout_s)
 
     async def _asked(self, child: Child, question: ImageQuestion) -> ImageVerdict:
         try:

@@ -38,6 +38,11 @@ class ModelCache:
     def __init__(self, data_dir: Path) -> None:
         self._root = data_dir / "models"
 
+    @property
+    def directory(self) -> Path:
+        """That holds all of it."""
+        return self._root
+
     def path(self, sha256: str) -> Path:
         return self._root / "sha256" / f"{sha256}.onnx"
 

@@ -13,7 +13,11 @@ from .onnx_check import ModelRefused, check
 RUNTIME = "onnxruntime"
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that works
 MODEL_BYTES_MAX = 2 * 1024**3 - 1  # protobuf's own limit
-ERRORS_ONLY = 3
+# What goes wrong is raised as well; printed, a model's own words (names of nodes, say) would be lines of our log.
+FATAL_ONLY = 4
+REASON_CHARS_MAX = 300
+
+onnxruntime.disable_telemetry_events()  # where this is no child of ours, which knows it from its environment
 
 
 class Session:
@@ -31,8 +35,9 @@ class Session:
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.use_deterministic_compute = True
-        options.log_severity_level = ERRORS_ONLY
+        options.log_severity_level = FATAL_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would eat the cores
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # it would guess: only this was checked
         offered = set(onnxruntime.get_available_providers())
         wanted = [provider for provider in PROVIDERS if provider in offered]
         if PROVIDERS[0] in offered:
@@ -104,7 +109,7 @@ def runtime_version() -> str:
 def _load(path: Path, sha256: str, intra_op_threads: int) -> Session:
     """Read once: what is hashed and checked is what is loaded, whatever happens to the file meanwhile."""
     if path.stat().st_size > MODEL_BYTES_MAX:
-        raise ModelRefused("model_malformed", f"larger than {MODEL_BYTES_MAX} bytes")
+        raise ModelRefused("model_too_large", f"larger than {MODEL_BYTES_MAX} bytes")
     model = path.read_bytes()
     found = hashlib.sha256(model).hexdigest()
     if found != sha256:
@@ -116,12 +121,13 @@ def _load(path: Path, sha256: str, intra_op_threads: int) -> Session:
         ours = _as_ours(error)
         if isinstance(ours, MemoryError):
             raise ours from error
-        raise ModelRefused("model_unloadable", str(error)[:300]) from error
+        raise ModelRefused("model_unloadable", str(ours)) from error
 
 
 def _as_ours(error: Exception) -> Exception:
     """The runtime's exceptions share no base of their own, and say only in words that memory ran out."""
     text = str(error)
+    said = "".join(char if char.isprintable() else " " for char in text[:REASON_CHARS_MAX])
     if "bad_alloc" in text or "Failed to allocate" in text or "bad allocation" in text:
-        return MemoryError(text[:300])
-    return RuntimeError(text[:1000])
+        return MemoryError(said)
+    return RuntimeError(said)

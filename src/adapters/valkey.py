@@ -12,7 +12,7 @@ QUEUED_S_MAX = 5.0
 
 
 @asynccontextmanager
-async def open_valkey(url: str) -> AsyncIterator["redis.Redis"]:
+async def open_valkey(url: str, *, connections_max: int = CONNECTIONS_MAX) -> AsyncIterator["redis.Redis"]:
     """A client with its pool; nothing is contacted yet.
 
     Whoever finds every connection lent waits for one: the usual pool refuses instead, and so lost the hints of every
@@ -20,7 +20,7 @@ async def open_valkey(url: str) -> AsyncIterator["redis.Redis"]:
     """
     pool: redis.BlockingConnectionPool = redis.BlockingConnectionPool.from_url(
         url,
-        max_connections=CONNECTIONS_MAX,
+        max_connections=connections_max,
         timeout=QUEUED_S_MAX,
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=CONNECT_TIMEOUT_S,

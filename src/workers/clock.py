@@ -32,6 +32,7 @@ from .lifecycle import Services, now, pause
 TICK_S = 1.0
 PER_TICK_MAX = 1_000
 GUARD_ROWS_KEPT = 100  # of each counter
+QUOTA_COUNTERS_KEPT = timedelta(days=2)  # whatever a process with a slow clock takes for today
 CLOCK_SET_S = 5.0  # the machine's clock moved by so much more than time did: somebody has set it
 TIMEOUT_GRACE_S = 10  # a worker ends its own overruns; the clock only those of a worker that fails to
 ACTOR = "clock"
@@ -117,10 +118,11 @@ class Clock:
             Candidate(row.job_id, row.kind, row.priority, row.not_before or row.created_at) for row in waiting
         )
 
-    async def prune_guards(self, _: datetime) -> None:
-        """A counter is its newest row; the others go, some aside for whoever wonders."""
+    async def prune_guards(self, moment: datetime) -> None:
+        """A counter is its newest row; the others go, some aside for whoever wonders. So do those of days gone by."""
         async with self._services.store.pool.connection() as connection:
             await connection.execute("SELECT prune_guards(%s)", (GUARD_ROWS_KEPT,))
+            await connection.execute("SELECT prune_quota_counters(%s)", ((moment - QUOTA_COUNTERS_KEPT).date(),))
 
     async def watch_analysts(self, moment: datetime) -> None:
         await watchdog.watch(self._services, moment)

@@ -62,7 +62,8 @@ class Worker:
                 slots.create_task(self._slot(stopping, lease), name=f"slot-{number}")
 
     async def _slot(self, stopping: asyncio.Event, lease: Lease) -> None:
-        runner = Runner(memory_bytes_max=self._services.settings.worker_memory_mb_max * 1024 * 1024)
+        memory_bytes_max = self._services.settings.worker_memory_mb_max * 1024 * 1024
+        runner = Runner(memory_bytes_max=memory_bytes_max, readable=[self._services.models.directory])
         try:
             while not stopping.is_set():
                 if lease.over:

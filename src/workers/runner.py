@@ -10,11 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from ..adapters.confinement import Channel, enter
+from ..adapters.confinement import Channel, CpuTime, enter
 from .kinds import JobOutput, KindFailed, module_of
 from .runner_messages import Output, RunnerAnswer, RunnerError, RunnerProgress, decode_job, encode
 
 STACK_CHARACTERS_MAX = 20_000
+CPU_TIME = CpuTime()
 
 
 def main() -> None:
@@ -32,6 +33,8 @@ def answer(question: bytes, channel: Channel) -> RunnerAnswer | RunnerError:
 
     try:
         job = decode_job(question)
+        if job.cpu_s_max:
+            CPU_TIME.allow(job.cpu_s_max)
         began = time.perf_counter()
         done = module_of(job.kind).run(job, progress)
         outputs = [measured(Path(job.output_dir), one.name, one.content_type) for one in done.outputs]

@@ -5,9 +5,11 @@ Each failure is a `KindFailed`, so a worker handles one exception, whose code an
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import assert_never
 
 import structlog
+from msgspec.structs import replace
 
 from ..adapters.child import STARTUP_S_MAX, Child, ChildDied
 from .kinds import JobInput, KindFailed
@@ -61,6 +63,7 @@ class Runner:
         memory_bytes_max: of the child's address space; 0 sets none, which CUDA needs.
         module: the child's program.
         environ: added to what the child's environment has.
+        readable: directories that hold what its jobs read, models for one, beside the temporary one.
     """
 
     def __init__(
@@ -69,8 +72,9 @@ class Runner:
         memory_bytes_max: int,
         module: str = "sightline.workers.runner",
         environ: Mapping[str, str] | None = None,
+        readable: Sequence[Path] = (),
     ) -> None:
-        self._child = Child(module, memory_bytes_max=memory_bytes_max, environ=environ)
+        self._child = Child(module, memory_bytes_max=memory_bytes_max, environ=environ, readable=readable, writes=True)
         self._turn = asyncio.Lock()
         self._cancelled = False
 
@@ -156,7 +160,8 @@ class Runner:
         said: list[RunnerAnswer | KindFailed],
     ) -> None:
         """Ask for all of `jobs`, append what each led to; a failure that the child did not outlive is raised."""
-        self._child.send([encode(job) for job in jobs])
+        # One core more than its session has: a runtime keeps threads of its own. The clock below is the tighter bound.
+        self._child.send([encode(replace(job, cpu_s_max=timeout_s * (job.intra_op_threads + 1))) for job in jobs])
         for job in jobs:
             try:
                 async with asyncio.timeout(timeout_s):

@@ -43,6 +43,7 @@ class JobInput(Struct, frozen=True):
         params: of the kind; checked against its struct again in the child.
         output_dir: an existing directory that takes the outputs and nothing else; "" for a kind without outputs.
         intra_op_threads: how many cores a model session may use.
+        cpu_s_max: seconds of all cores together; 0 sets no limit anew.
     """
 
     job_id: str
@@ -52,6 +53,7 @@ class JobInput(Struct, frozen=True):
     model: ModelFile | None = None
     output_dir: str = ""
     intra_op_threads: int = 1
+    cpu_s_max: float = 0.0
 
 
 class OutputFile(Struct, frozen=True):

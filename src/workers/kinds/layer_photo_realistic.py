@@ -113,9 +113,13 @@ def estimate(session: onnx.Session, picture: Pixels) -> Depth:
     """Depth of each pixel, 0 far to 1 near; a model that answers beyond that is cut off there."""
     planes = np.ascontiguousarray(picture.transpose(2, 0, 1)[None]).astype(np.float32) / np.float32(layers.FULL)
     try:
-        [answer] = session.run({session.input_names[0]: planes}).values()
+        answers = session.run(dict.fromkeys(session.input_names[:1], planes))
     except RuntimeError as error:
         raise KindFailed("model_failed", "the depth model failed on this picture") from error
+    # A stranger's model may answer with lists, texts, dictionaries, or several things at once.
+    answer = next(iter(answers.values())) if len(answers) == 1 else None
+    if not isinstance(answer, np.ndarray) or answer.dtype.kind not in "fiub":
+        raise KindFailed("model_failed", "the depth model did not answer with one array of numbers")
     if answer.shape != (1, 1, *picture.shape[:2]) or not np.isfinite(answer).all():
         raise KindFailed("model_failed", f"the depth model answered {answer.shape}, not one number for each pixel")
     depth: Depth = np.clip(answer[0, 0], 0, 1).astype(np.float32)
