@@ -4,7 +4,7 @@ from typing import Protocol
 
 import click
 
-from . import audit_offline, library_face, notary_cost, p1_append, p5_catch_up, p8_lag, p9_growth, restore
+from . import audit_offline, library_face, notary_cost, p1_append, p2_submit, p5_catch_up, p8_lag, p9_growth, restore
 
 
 class Benchmark(Protocol):
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "library": library_face.run,
     "notary": notary_cost.run,
     "p1": p1_append.run,
+    "p2": p2_submit.run,
     "p5": p5_catch_up.run,
     "p8": p8_lag.run,
     "p9": p9_growth.run,

@@ -1,0 +1,1 @@
+"""What we are measured against, written as its own users would write it."""
