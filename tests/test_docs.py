@@ -236,8 +236,8 @@ def test_every_command_is_told_with_its_options() -> None:
 
 
 def served() -> set[str]:
-    """Methods and paths, parameters without their names. The application opens nothing, so it needs no services."""
-    app = create_app(cast("Any", SimpleNamespace(settings=settings.read({}))))
+    """Methods and paths, parameters without their names. The application opens nothing, so it needs no parts."""
+    app = create_app(cast("Any", SimpleNamespace(settings=settings.read({}), keys_under_way=set())))
     return {
         f"{method} {re.sub(r'{[^}]*}', '{}', route.path_format)}"
         for route in app.routes
@@ -341,7 +341,8 @@ def _callable(words: list[str]) -> bool:
         case "curl":
             [url] = [word for word in arguments if "localhost" in word]
             path = re.sub(r"\$\w+", "{}", url.partition(":8000")[2].partition("?")[0])
-            return f"GET {path}" in {re.sub(r"^GET /v1/trace/{}", "GET /v1/trace/job", one) for one in SERVED}
+            method = "POST" if {"--json", "-d", "-F"} & set(arguments) else "GET"
+            return f"{method} {path}" in {re.sub(r"^GET /v1/trace/{}", "GET /v1/trace/job", one) for one in SERVED}
     return program in PROGRAMS
 
 
