@@ -8,10 +8,13 @@ from uuid import UUID
 from tests.conftest_service import Service, by
 
 from sightline.adapters.ids import uuid7
-from sightline.commands import assets, attempts, jobs, model_slots, models, sessions
+from sightline.commands import api_keys, assets, attempts, jobs, model_slots, models, quotas, sessions, users
+from sightline.domain.access import Rights, Role
+from sightline.domain.api_keys import key_id
 from sightline.domain.jobs import AGGREGATE as JOB
 from sightline.domain.jobs import Artifact, Provenance
 from sightline.domain.kernel import Rejection
+from sightline.domain.quotas import Limits
 from sightline.workers import lifecycle
 
 WORKERS = ("w1", "w2")
@@ -24,10 +27,13 @@ class History:
         self._service = service
         self._random = random.Random(seed)
         self._now = lifecycle.now()
-        self._ids: dict[str, list[UUID]] = {"job": [], "session": [], "asset": [], "model": []}
+        self._ids: dict[str, list[UUID]] = {
+            kind: [] for kind in ("job", "session", "asset", "model", "user", "api_key")
+        }
 
     async def run(self, steps: int) -> None:
         acts = [self.submit] * 3 + [self.attempt] * 8 + [self.ask] * 2 + [self.session, self.asset, self.model] * 2
+        acts += [self.user, self.api_key] * 2 + [self.quota]
         for _ in range(steps):
             self._now += timedelta(seconds=self._random.uniform(0, 20))
             try:
@@ -151,3 +157,53 @@ class History:
             ]
         )
         await self._run(handler, command)
+
+    async def user(self) -> None:
+        user_id = self._any("user")
+        role = self._random.choice(list(Role))
+        register = users.RegisterUser(
+            user_id=self._new("user"),
+            email=f"{len(self._ids['user'])}@é.example",
+            full_name="Ådå",
+            role=role,
+            password_hash="$argon2id$",
+        )
+        handler, command = self._random.choice(
+            [
+                (users.register_user, register),
+                (users.register_user, register),
+                (users.change_role, users.ChangeRole(user_id=user_id, role=role)),
+                (users.set_password, users.SetPassword(user_id=user_id, password_hash="$argon2id$2")),
+                (users.revoke_tokens, users.RevokeTokens(user_id=user_id)),
+                (users.deactivate_user, users.DeactivateUser(user_id=user_id)),
+            ]
+        )
+        await self._run(handler, command)
+
+    async def api_key(self) -> None:
+        prefix = f"{self._random.getrandbits(64):016x}"
+        issue = api_keys.IssueApiKey(
+            name='line "3"',
+            owner_id=self._any("user"),
+            issuer=Rights(Role.ADMIN),
+            role=Role.VIEWER,
+            scopes=self._random.choice([None, frozenset({"jobs:read"})]),
+            expires_at=self._now + timedelta(days=1),
+            prefix=prefix,
+            secret_sha256="d" * 64,
+        )
+        handler, command = self._random.choice(
+            [
+                (api_keys.issue_api_key, issue),
+                (api_keys.issue_api_key, issue),
+                (api_keys.revoke_api_key, api_keys.RevokeApiKey(key_id=self._any("api_key"))),
+            ]
+        )
+        self._ids["api_key"].append(key_id(prefix))
+        await self._run(handler, command)
+
+    async def quota(self) -> None:
+        limits = Limits(self._random.choice([None, 1_000]), self._random.choice([None, 10_000_000]))
+        await self._run(
+            quotas.set_quota_limit, quotas.SetQuotaLimit(principal=self._random.choice("ab"), limits=limits)
+        )

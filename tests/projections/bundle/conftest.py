@@ -19,7 +19,7 @@ from sightline.adapters.settings import Settings
 from sightline.projections.bundle.export import prepared
 from sightline.workers import notary
 
-STEPS = 50  # of a random history, between two checkpoints
+STEPS = 70  # of a random history, between two checkpoints
 CHECKPOINTS = 8
 
 
