@@ -11,13 +11,14 @@ SEED   ?= 0
 KILLS  ?= 200
 EVENTS ?= 1000000
 STEPS  ?= 500000
+CASES  ?= 10000
 
 # onnxruntime and onnxruntime-gpu exclude each other; the driver decides.
 ACCELERATOR := $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conform lint format bench crash crash-controls up lock clean
+.PHONY: help setup demo test fuzz conform lint format bench crash crash-controls up lock clean
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +33,9 @@ up: $(VENV)/.ready ## Run the service on $(DATA) and port $(PORT) until Ctrl-C
 
 test: $(VENV)/.ready-dev ## Run all tests against real parts, which they start themselves
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.ready-dev ## Send what the OpenAPI document allows and forbids, CASES of it from SEED on, and check every answer
+	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 
 conform: $(VENV)/.ready-dev ## Commands beside the reference model, STEPS of them from SEED on
 	$(BIN)/python -m tests.model --steps $(STEPS) --seed $(SEED)

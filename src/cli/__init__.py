@@ -7,6 +7,7 @@ servers that `DATABASE_URL`, `REDIS_URL` and `S3_ENDPOINT_URL` name.
 import http.client
 import json
 import os
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -17,12 +18,22 @@ from uuid import UUID
 import click
 import psycopg
 
-from ..adapters import logs, postgres, settings
+from ..adapters import logs, postgres, settings, tls
 from ..adapters.embedded.charges import ProcessSpec
 from ..adapters.embedded.parts import Parts
 from ..adapters.embedded.supervisor import Supervisor
 from ..adapters.settings import Settings
-from .shared import clear_errors, data_dir_option, given_settings, migrated, parts, run_async, scalar, with_services
+from .shared import (
+    clear_errors,
+    data_dir_option,
+    given_settings,
+    migrated,
+    parts,
+    run_async,
+    scalar,
+    tls_options,
+    with_services,
+)
 
 READY_PROBE_TIMEOUT_S = 1.0
 NOTARY_NICENESS = 10  # whoever appends goes first; signing may take half a second longer
@@ -33,9 +44,11 @@ GROUPS = {
     "analytics": "analytics",
     "audit": "audit",
     "backup": "backup",
+    "keys": "keys",
     "people": "people",
     "projections": "projections",
     "restore": "backup",
+    "users": "users",
 }
 
 
@@ -62,17 +75,29 @@ def main() -> None:
 @data_dir_option
 @click.option("--host", help="Where the API listens.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Where the API listens.")
+@tls_options
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
-def up(data_dir: Path | None, host: str | None, port: int | None, workers: int) -> None:
+def up(
+    data_dir: Path | None, host: str | None, port: int | None, tls_cert: str | None, tls_key: str | None, workers: int
+) -> None:
     """Start everything: parts, migrations, API, projector, workers and clock, and keep them running."""
-    given = given_settings(data_dir=data_dir, host=host, port=port)
+    given = given_settings(data_dir=data_dir, host=host, port=port, tls_cert=tls_cert, tls_key=tls_key)
     with clear_errors():
-        settings.require_loopback(given.host)
+        settings.require_door(given)
+        tls.require_private_wire(given)
+        tls.load_context(given)
     logs.configure(given)
 
     def plan(ready: Settings) -> Sequence[ProcessSpec]:
         postgres.migrate(ready.database_direct_url or ready.database_url)
-        listen = ("--host", ready.host, "--port", str(ready.port))
+        listen = ["--host", ready.host, "--port", str(ready.port)]
+        if ready.tls_cert:
+            listen += [
+                "--tls-cert",
+                str(Path(ready.tls_cert).absolute()),
+                "--tls-key",
+                str(Path(ready.tls_key).absolute()),
+            ]
         return [
             _process("projector", "project"),
             _process("clock", "tick"),
@@ -92,11 +117,12 @@ def up(data_dir: Path | None, host: str | None, port: int | None, workers: int) 
 @data_dir_option
 @click.option("--host", help="Where the API listens.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Where the API listens.")
-def serve(data_dir: Path | None, host: str | None, port: int | None) -> None:
+@tls_options
+def serve(data_dir: Path | None, host: str | None, port: int | None, tls_cert: str | None, tls_key: str | None) -> None:
     """Run the API alone."""
     from ..http import server  # noqa: PLC0415  # each process loads only its own floor
 
-    with parts(data_dir=data_dir, host=host, port=port) as ready:
+    with parts(data_dir=data_dir, host=host, port=port, tls_cert=tls_cert, tls_key=tls_key) as ready:
         server.serve(ready)
 
 
@@ -211,6 +237,11 @@ def _process(name: str, *command: str, ready: Callable[[], bool] | None = None) 
 def _answers(ready: Settings) -> bool:
     """Whether the API says that it is ready."""
     connection = http.client.HTTPConnection(ready.host, ready.port, timeout=READY_PROBE_TIMEOUT_S)
+    if ready.tls_cert:
+        context = ssl.create_default_context()
+        context.check_hostname = False  # we started it, and ask nothing secret: whose certificate it is does not matter
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(ready.host, ready.port, timeout=READY_PROBE_TIMEOUT_S, context=context)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == http.HTTPStatus.OK

@@ -14,16 +14,15 @@ import psycopg
 from msgspec.structs import replace
 
 from ..adapters import backup as backups
-from ..adapters import logs, postgres, restore_audit
+from ..adapters import logs, restore_audit
 from ..adapters import restore as restores
 from ..adapters.backup import BackupError
 from ..adapters.embedded.parts import Parts
 from ..adapters.embedded.postgres import PostgresServer
 from ..adapters.erasures import Erasures, ErasuresDamaged
 from ..adapters.settings import Settings
-from ..adapters.vault import Vault
 from ..commands.people import replay_erasures
-from .shared import clear_errors, data_dir_option, given_settings
+from .shared import clear_errors, data_dir_option, given_settings, open_commands
 
 directory = click.Path(path_type=Path, file_okay=False)
 
@@ -129,9 +128,11 @@ def _replay_erasures(ready: Settings) -> str:
         return f"no list at {erasures.path}: nobody was erased again"
 
     async def replay() -> str:
-        async with postgres.pool(ready.database_url, connections_max=1) as pool:
-            replayed = await replay_erasures(Vault.of(pool, ready), erasures)
-        return f"{replayed.listed} on the list, {replayed.erased} were back and are erased again"
+        async with open_commands(ready) as commands:
+            assert commands.vault is not None
+            replayed = await replay_erasures(commands, commands.vault, erasures)
+        kept = f", {replayed.kept} stay the only administrators" if replayed.kept else ""
+        return f"{replayed.listed} on the list, {replayed.erased} were back and are erased again{kept}"
 
     return asyncio.run(replay())
 

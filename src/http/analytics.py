@@ -22,8 +22,9 @@ from ..adapters.tabular import TABLES
 from ..domain.kernel import NotFound, Rejection
 from ..projections import analytics
 from ..projections.analytics import REPORTS, Window
+from .auth import takes
 from .manners import Parts, Reads, found
-from .problems import FieldError, FieldsRefused
+from .moments import DAY, TIME, moment_of
 from .services import Services
 
 REPORT_BYTES_MAX = 1024 * 1024 * 1024
@@ -80,6 +81,7 @@ DESK = Desk(REPORTS_AT_ONCE)
 
 class AnalyticsController(Controller):
     path = "/v1/analytics"
+    opt = takes("analytics:read")
     tags = ("analytics",)
 
     @get("/", summary="The reports that there are")
@@ -88,7 +90,12 @@ class AnalyticsController(Controller):
             [ReportView(name, report.title) for name, report in REPORTS.items()], await services.reads.position()
         )
 
-    @get("/{name:str}", summary="A report as JSON, CSV or Parquet")
+    @get(
+        "/{name:str}",
+        summary="A report as JSON, CSV or Parquet",
+        produces=tuple(table.media_type for table in TABLES.values()),
+        refuses=(413,),
+    )
     async def report(
         self,
         request: Request[Any, Any, Any],
@@ -97,10 +104,21 @@ class AnalyticsController(Controller):
         name: FromPath[str],
         since: Annotated[
             str | None,
-            QueryParameter(name="from", max_length=40, description="A day, or a time with zone; from then on."),
+            QueryParameter(
+                name="from",
+                max_length=40,
+                description="A day, or a time with zone; from then on.",
+                schema_extra={"one_of": [DAY, TIME]},
+            ),
         ] = None,
         until: Annotated[
-            str | None, QueryParameter(name="to", max_length=40, description="A day, or a time with zone; before then.")
+            str | None,
+            QueryParameter(
+                name="to",
+                max_length=40,
+                description="A day, or a time with zone; before then.",
+                schema_extra={"one_of": [DAY, TIME]},
+            ),
         ] = None,
         wanted: Annotated[
             Format | None, QueryParameter(name="format", description="In place of the header Accept.")
@@ -190,12 +208,6 @@ def _moment(parameter: str, text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        if len(text) == len("2026-01-01"):
-            return datetime.combine(msgspec.convert(text, date), time(), UTC)
-        # In a query `+` is a space; clients forget to escape it in +02:00.
-        moment = msgspec.convert(text.replace(" ", "+"), datetime)
-    except msgspec.ValidationError as error:
-        raise FieldsRefused([FieldError("a day, or an RFC 3339 time", parameter=parameter)]) from error
-    if moment.tzinfo is None:
-        raise FieldsRefused([FieldError("the time needs a zone, such as Z", parameter=parameter)])
-    return moment
+        return datetime.combine(msgspec.convert(text, date), time(), UTC)
+    except msgspec.ValidationError:
+        return moment_of(parameter, text, kinds="a day, or an RFC 3339 time")

@@ -1,38 +1,61 @@
 """The application: what is served, and what every layer adds. It opens nothing; see services."""
 
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
+from inspect import getclosurevars
 from typing import Any
 
 from litestar import Litestar, Request, Router, get
 from litestar.config.cors import CORSConfig
+from litestar.handlers.base import BaseRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, RedocRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Tag
 
 from .analytics import AnalyticsController
+from .api_keys import ApiKeyController
 from .assets import AssetController
 from .audit import AuditController
 from .audit_export import AuditExportController
+from .auth import Guard, is_automatic, require_declared, takes
 from .bodies import JsonRequest
 from .canonical import CanonicalLine
 from .causes import CausesController
-from .described import describe_refusals
+from .described import describe, operation_id
 from .health import HealthController
 from .jobs import JobController
-from .manners import dependencies, log_epoch, refuse_garbage
+from .limits import LimitGuard, require_policies
+from .login import LoginController
+from .manners import AnyRequest, dependencies, log_epoch, refuse_garbage
 from .model_slots import ModelSlotController
 from .models import ModelController
 from .objects import ObjectController
+from .patience import Patience
 from .problems import handlers
 from .projections import ProjectionController
 from .proofs import ProofController
-from .seeds import layered_images
+from .quotas import QuotaController
+from .seeds import flowviz, layered_images
+from .seeds.flowviz import FACADE as FLOWVIZ
 from .seeds.layered_images_shapes import FACADE as LAYERED_IMAGES
 from .services import Services
 from .sessions import SessionController
+from .users import UserController
 
-FACADES = (LAYERED_IMAGES,)
-EXPOSED_HEADERS = ["Event-Position", "Log-Epoch", "ETag", "Link", "Location", "Retry-After", "X-Request-ID"]
+FACADES = (LAYERED_IMAGES, FLOWVIZ)
+EXPOSED_HEADERS = [
+    "Event-Position",
+    "Log-Epoch",
+    "ETag",
+    "Link",
+    "Location",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "WWW-Authenticate",
+    "X-Request-ID",
+    "X-Required-Roles",
+]
 
 # The pages of /docs and /redoc take their scripts from a public CDN; nothing else that we serve may run any.
 PAGE_CSP = (
@@ -62,14 +85,22 @@ def create_app(services: Services) -> Litestar:
             AuditExportController,
             AnalyticsController,
             ProjectionController,
+            QuotaController,
             ObjectController,
+            LoginController,
+            UserController,
+            ApiKeyController,
             *layered_images.ROUTES,
+            *flowviz.ROUTES,
             redoc,
             openapi_json,
         ],
         request_class=JsonRequest,
         request_max_body_size=settings.json_body_bytes_max,
-        before_request=refuse_garbage,
+        before_request=_admission(
+            Guard(services),
+            LimitGuard(services),
+        ),
         after_request=log_epoch(services),
         dependencies=dependencies(services),
         exception_handlers=handlers(FACADES),
@@ -78,10 +109,38 @@ def create_app(services: Services) -> Litestar:
         logging_config=None,
         debug=False,
     )
-    describe_refusals(app.openapi_schema, FACADES)
+    _allow_every_method(app)
+    require_declared(app)
+    require_policies(app)
+    app.state["openapi"] = describe(app, FACADES, authenticated=settings.auth_enabled)
     # Around the router too, which answers 404 and 405 before any layer of Litestar's.
-    app.asgi_handler = CanonicalLine(app.asgi_handler)
+    patience = Patience(app.asgi_handler, FACADES, services.keys_under_way)
+    app.asgi_handler = CanonicalLine(patience, is_https=settings.public_url.startswith("https:"))
     return app
+
+
+def _allow_every_method(app: Litestar) -> None:
+    """Litestar's own answer to OPTIONS names the methods that the path had when its first handler was added: the route
+    that it speaks of was replaced since.
+    """
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            if is_automatic(handler):
+                getclosurevars(handler.fn).nonlocals["self"].methods = route.methods
+
+
+def _admission(*guards: Callable[[AnyRequest, BaseRouteHandler], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """What comes before a handler, and before anything of the body is read.
+
+    The guards are called here and not by Litestar, which copies the handler for each: a sixth of a request's time.
+    """
+
+    async def admit(request: AnyRequest) -> None:
+        await refuse_garbage(request)
+        for guard in guards:
+            await guard(request, request.route_handler)
+
+    return admit
 
 
 def _cors(origins: list[str]) -> CORSConfig | None:
@@ -96,10 +155,15 @@ def _openapi() -> OpenAPIConfig:
         version=version("sightline"),
         description="Every material is received, processed, inspected and released; every step is an event.",
         openapi_router=Router(
-            "/docs", route_handlers=[], include_in_schema=False, response_headers={"Content-Security-Policy": PAGE_CSP}
+            "/docs",
+            route_handlers=[],
+            opt=takes(None),
+            include_in_schema=False,
+            response_headers={"Content-Security-Policy": PAGE_CSP},
         ),
         render_plugins=[SwaggerRenderPlugin(path="/"), JsonRenderPlugin(path="/openapi.json")],
         use_handler_docstrings=True,
+        operation_id_creator=operation_id,
         tags=[
             Tag("assets", "Bytes that somebody gave us, and whether they are clean."),
             Tag("sessions", "A time in which somebody may change things."),
@@ -107,7 +171,10 @@ def _openapi() -> OpenAPIConfig:
             Tag("models", "Versions of models, and which of them does a task's work."),
             Tag("audit", "The log, what came of what, and how far the read models are."),
             Tag("analytics", "Figures and rows as tables, for JSON, CSV and Parquet."),
+            Tag("users", "Who may ask, in which role, and with which keys."),
+            Tag("food lots", "The paths of the food-lots service, served verbatim."),
             Tag("layered images", "The paths of the layered-images service, served verbatim."),
+            Tag("quotas", "How much may be asked for in a day."),
             Tag("operations", "For supervisors and monitoring."),
         ],
     )
@@ -115,15 +182,16 @@ def _openapi() -> OpenAPIConfig:
 
 @get(
     "/redoc",
+    access=None,
     include_in_schema=False,
     media_type="text/html; charset=utf-8",
     response_headers={"Content-Security-Policy": PAGE_CSP},
     sync_to_thread=False,
 )
 def redoc(request: Request[Any, Any, Any]) -> bytes:
-    return _REDOC.render(request, request.app.openapi_schema.to_schema())
+    return _REDOC.render(request, request.app.state["openapi"])
 
 
-@get("/openapi.json", include_in_schema=False, media_type="application/json", sync_to_thread=False)
+@get("/openapi.json", access=None, include_in_schema=False, media_type="application/json", sync_to_thread=False)
 def openapi_json(request: Request[Any, Any, Any]) -> bytes:
-    return _JSON.render(request, request.app.openapi_schema.to_schema())
+    return _JSON.render(request, request.app.state["openapi"])

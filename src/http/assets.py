@@ -19,6 +19,7 @@ from ..domain.kernel import Aggregate, InvalidState, NotFound
 from ..projections import assets as projection
 from ..projections.assets import AssetRow
 from . import downloads, intake
+from .auth import takes
 from .manners import (
     PAGE_ROWS_DEFAULT,
     After,
@@ -26,6 +27,7 @@ from .manners import (
     At,
     Limit,
     Listing,
+    Owner,
     Parts,
     Reads,
     Versions,
@@ -116,10 +118,11 @@ def _view_of(asset_id: UUID, asset: Asset | AssetRow, version: int, upload: Uplo
 
 class AssetController(NounController):
     path = "/v1/assets"
+    opt = takes("assets:read", owned=assets.AGGREGATE)
     tags = ("assets",)
     aggregate: ClassVar[Aggregate[Any]] = assets.AGGREGATE
 
-    @post("/", summary="Announce an upload")
+    @post("/", summary="Announce an upload", access="assets:write", limit="upload-url")
     async def announce(self, services: Parts, caller: Asks, data: JSONBody[UploadAnnounced]) -> Response[AssetView]:
         command = commands.RequestUpload(
             asset_id=uuid7(),
@@ -138,7 +141,7 @@ class AssetController(NounController):
         grant = UploadGrant(signed.method, signed.url, signed.headers, expires_s)
         return decided(receipt, _view(receipt, grant), status_code=201)
 
-    @post("/{asset_id:uuid}/complete", status_code=200, summary="Have uploaded bytes looked at")
+    @post("/{asset_id:uuid}/complete", status_code=200, summary="Have uploaded bytes looked at", access="assets:write")
     async def complete(
         self,
         services: Parts,
@@ -164,9 +167,14 @@ class AssetController(NounController):
 
     @get("/", summary="Assets, oldest first")
     async def page(
-        self, request: Request[Any, Any, Any], reads: Reads, after: After = None, limit: Limit = PAGE_ROWS_DEFAULT
+        self,
+        request: Request[Any, Any, Any],
+        reads: Reads,
+        owner: Owner,
+        after: After = None,
+        limit: Limit = PAGE_ROWS_DEFAULT,
     ) -> Response[Listing[AssetView]]:
-        page = await projection.page(reads, after=after, limit=limit)
+        page = await projection.page(reads, owner=owner, after=after, limit=limit)
         items = [_view_of(row.asset_id, row, row.version) for row in page.rows]
         return listed(request, items, page.position, limit=limit, cursor=items[-1].id if items else None)
 
@@ -180,7 +188,7 @@ class AssetController(NounController):
             raise NotFound("no such asset")
         return found(_view_of(asset_id, row, row.version), position, version=row.version)
 
-    @get("/{asset_id:uuid}/content", status_code=302, summary="The bytes, from a signed URL")
+    @get("/{asset_id:uuid}/content", status_code=302, summary="The bytes, from a signed URL", refuses=(409,))
     async def content(self, services: Parts, reads: Reads, asset_id: FromPath[UUID]) -> Redirect:
         row, _ = await reads.get(projection.ASSETS, asset_id)
         if row is None or row.status == "deleted":
@@ -191,7 +199,7 @@ class AssetController(NounController):
             services, row.object_key, filename=assets.display_name(row.filename), content_type=row.content_type
         )
 
-    @delete("/{asset_id:uuid}", status_code=204, summary="Delete an asset and its bytes")
+    @delete("/{asset_id:uuid}", status_code=204, summary="Delete an asset and its bytes", access="assets:write")
     async def remove(
         self, services: Parts, caller: Asks, versions: Versions, asset_id: FromPath[UUID]
     ) -> Response[None]:
@@ -210,7 +218,11 @@ async def _examined(services: Services, asset: Asset) -> intake.Examined:
         return intake.Examined(asset.sha256, asset.size_bytes, asset.content_type, scan)
     try:
         return await intake.examine_object(
-            services, asset.object_key, declared_type=asset.content_type, purpose=asset.purpose
+            services,
+            asset.object_key,
+            size_bytes=asset.size_bytes,
+            declared_type=asset.content_type,
+            purpose=asset.purpose,
         )
     except ObjectMissing as error:
         raise NotUploaded("nothing was uploaded yet") from error

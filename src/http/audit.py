@@ -1,7 +1,6 @@
 """For auditors: the log itself, and what came of what."""
 
-from collections.abc import AsyncIterator, Callable
-from datetime import datetime
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -14,11 +13,14 @@ from msgspec import Struct
 
 from ..adapters.event_store.codec import Recorded
 from ..adapters.event_store.reader import EventFilter
+from ..domain.access import NotAllowed, roles_with
 from ..domain.events import AGGREGATES, kind_of
-from ..domain.kernel import NotFound
+from ..domain.kernel import Aggregate, NotFound
 from ..projections import lineage
+from .auth import takes
 from .cloud_events import BATCH, LINES, cloud_event
 from .manners import CURSOR, POSITION_MAX, Limit, Listing, Parts, Reads, found, listed, marked, unmarked
+from .moments import TIME, moment_of
 from .nouns import EventView
 from .services import Services
 
@@ -31,6 +33,7 @@ TRACED = {kind: kind for kind in (*AGGREGATES, "artifact")} | {f"{kind}s": kind 
 
 Position = Annotated[str, QueryParameter(pattern=CURSOR, description="Events past this position, or cursor.")]
 Word = Annotated[str | None, QueryParameter(min_length=1, max_length=200)]
+Moment = Annotated[str | None, QueryParameter(max_length=40, schema_extra={"one_of": [TIME]})]
 
 
 class TraceNode(Struct, frozen=True):
@@ -52,11 +55,27 @@ class TraceView(Struct, frozen=True):
     edges: list[lineage.LineageEdge]
 
 
+def _owned(path: Mapping[str, Any]) -> Aggregate[Any]:
+    """Who sees only what is theirs begins at something that is somebody's: from a model one reaches everybody's jobs.
+
+    Raises:
+        NotAllowed: it belongs to all, or it is an artifact, which is known by its job.
+    """
+    aggregate = AGGREGATES.get(_traced(path["kind"]))
+    if aggregate is None or aggregate.owner is None:
+        raise NotAllowed("a trace of yours begins at an asset, a session or a job", roles_with("trace:read", "any"))
+    return aggregate
+
+
+TRACES = takes("trace:read", owned=_owned)
+
+
 class AuditController(Controller):
     path = "/v1"
+    opt = takes("audit:read")
     tags = ("audit",)
 
-    @get("/events", summary="The log")
+    @get("/events", summary="The log", produces=("application/json", NDJSON, BATCH, LINES), refuses=(409,))
     async def events(
         self,
         request: Request[Any, Any, Any],
@@ -69,8 +88,8 @@ class AuditController(Controller):
         stream: FromQuery[UUID | None] = None,
         actor: Word = None,
         correlation: Word = None,
-        since: FromQuery[datetime | None] = None,
-        until: FromQuery[datetime | None] = None,
+        since: Moment = None,
+        until: Moment = None,
     ) -> Response[Listing[EventView]] | Stream:
         """Events in order, each with its envelope. With `Accept: application/x-ndjson` all of them past `after`, one
         a line, up to where the log ended when the request came; `limit` then does not count. As CloudEvents with
@@ -81,8 +100,8 @@ class AuditController(Controller):
             stream_id=stream,
             actor=actor,
             correlation_id=correlation,
-            since=since,
-            until=until,
+            since=None if since is None else moment_of("since", since),
+            until=None if until is None else moment_of("until", until),
         )
         head = await services.store.reader.head()
         past = unmarked(after, head.epoch)
@@ -102,7 +121,7 @@ class AuditController(Controller):
             return Response(answer.content.items, media_type=BATCH, headers=answer.headers)
         return answer
 
-    @get("/trace/{kind:str}/{root_id:uuid}", summary="What came of it, what it came from")
+    @get("/trace/{kind:str}/{root_id:uuid}", summary="What came of it, what it came from", limit="trace", **TRACES)
     async def trace(
         self,
         services: Parts,

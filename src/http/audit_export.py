@@ -11,6 +11,7 @@ from litestar.response import Stream
 
 from ..domain.kernel import Rejection
 from ..projections.bundle.export import prepared
+from .auth import takes
 from .manners import POSITION_MAX, Parts
 
 AT_ONCE_MAX = 2  # each has the rows of all read models on disk
@@ -29,10 +30,16 @@ class TooManyExports(Rejection):
 
 class AuditExportController(Controller):
     path = "/v1/audit"
+    opt = takes("audit:export")
     tags = ("audit",)
     under_way: ClassVar[set[object]] = set()  # of this process
 
-    @get("/export", summary="The log in one file, to be checked offline")
+    @get(
+        "/export",
+        operation_id="audit_export",
+        summary="The log in one file, to be checked offline",
+        produces=("application/zip",),
+    )
     async def export(self, services: Parts, first: Position = 1, last: LastPosition = None) -> Stream:
         """An audit bundle: `sightline audit verify` checks it with the public key alone. It goes on to the first signed
         checkpoint at or past `to`. Its directory comes last: an answer that was cut is no bundle.

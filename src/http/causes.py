@@ -15,6 +15,7 @@ from msgspec import Struct
 from ..adapters.event_store.codec import Recorded
 from ..adapters.event_store.reader import Reader
 from ..domain.kernel import NotFound
+from .auth import takes
 from .manners import POSITION_MAX, Parts, found
 from .nouns import EventView
 
@@ -47,9 +48,10 @@ class CausesView(Struct, frozen=True):
 
 class CausesController(Controller):
     path = "/v1/events"
+    opt = takes("audit:read")
     tags = ("audit",)
 
-    @get("/{position:int}/causes", summary="Why it happened, or what came of it")
+    @get("/{position:int}/causes", operation_id="event_causes", summary="Why it happened, or what came of it")
     async def causes(
         self,
         services: Parts,

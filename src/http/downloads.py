@@ -1,4 +1,4 @@
-"""Bytes on their way out: always an attachment, never sniffed, streamed in blocks."""
+"""Bytes on their way out: always an attachment, of a type from a fixed list, never sniffed, whole, in blocks."""
 
 from collections.abc import AsyncIterator, Iterable
 
@@ -7,7 +7,18 @@ from litestar import Response
 from litestar.response import Redirect, Stream
 
 from ..adapters.objects.port import ObjectMissing, ObjectStoreError, attachment
+from ..domain.assets import PURPOSES, normal_type
 from .services import Services
+
+UNKNOWN_TYPE = "application/octet-stream"
+# Nothing that a browser would run: no HTML, no SVG, no PDF. Whatever else is stored, goes out as mere bytes.
+SERVED_TYPES = PURPOSES["artifact"].content_types
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    # For whoever opens it all the same: a document without origin, scripts, forms, or anything to load.
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    "Accept-Ranges": "none",
+}
 
 log = structlog.get_logger(__name__)
 
@@ -41,12 +52,18 @@ async def _headers(services: Services, key: str, filename: str, content_type: st
     info = await services.objects.stat(key)
     if info is None:
         raise ObjectMissing(key)
-    headers = {
-        "Content-Type": content_type or info.content_type,
+    headers = HEADERS | {
+        "Content-Type": served_type(content_type or info.content_type),
         "Content-Length": str(info.size_bytes),
         "Content-Disposition": attachment(filename),
     }
     return headers if info.sha256 is None else headers | {"ETag": f'"{info.sha256}"'}
+
+
+def served_type(content_type: str) -> str:
+    """As which of SERVED_TYPES something goes out."""
+    named = normal_type(content_type)
+    return named if named in SERVED_TYPES else UNKNOWN_TYPE
 
 
 async def redirect(services: Services, key: str, *, filename: str, content_type: str) -> Redirect:
@@ -57,7 +74,10 @@ async def redirect(services: Services, key: str, *, filename: str, content_type:
 
 async def signed_url(services: Services, key: str, *, filename: str, content_type: str) -> str:
     return await services.objects.presign_get(
-        key, filename=filename, content_type=content_type, expires_s=services.settings.upload_url_expires_s
+        key,
+        filename=filename,
+        content_type=served_type(content_type),
+        expires_s=services.settings.upload_url_expires_s,
     )
 
 

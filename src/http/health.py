@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
-from typing import Literal
+from typing import Any, Literal
 
 import psycopg
-from litestar import Controller, Response, get
+from litestar import Controller, Request, Response, get
+from litestar.openapi.datastructures import ResponseSpec
 from msgspec import Struct
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
@@ -17,7 +18,9 @@ from ..adapters.objects.port import ObjectStoreError
 from ..domain.kernel import Rejection
 from ..projections import quarantine
 from ..projections.projection import NotYetProjected
+from .auth import takes
 from .manners import Parts
+from .patience import STOPPING
 from .services import Services
 
 CHECK_TIMEOUT_S = 2.0
@@ -46,14 +49,21 @@ class Readiness(Struct, frozen=True):
 
 class HealthController(Controller):
     path = "/"
+    opt = takes(None)
     tags = ("operations",)
 
     @get("/livez", summary="The process answers")
     async def alive(self) -> Alive:
         return Alive()
 
-    @get("/readyz", summary="Every part that an answer needs is there")
-    async def ready(self, services: Parts) -> Response[Readiness]:
+    @get(
+        "/readyz",
+        summary="Every part that an answer needs is there",
+        responses={503: ResponseSpec(Readiness, generate_examples=False, description="A part is missing")},
+    )
+    async def ready(self, request: Request[Any, Any, Any], services: Parts) -> Response[Readiness]:
+        if request.app.state.get(STOPPING):
+            return Response(Readiness("failed", {"process": Check("failed", "it ends")}), status_code=503)
         names = ("event_store", "projector", "object_store", "valkey")
         checks = await asyncio.gather(
             _check(_event_store(services)),

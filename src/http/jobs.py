@@ -17,6 +17,7 @@ from ..domain.jobs import Artifact, Job, Provenance
 from ..domain.kernel import Aggregate, Caller, InvalidState, NotFound
 from ..projections import jobs as projection
 from . import downloads
+from .auth import takes
 from .manners import (
     PAGE_ROWS_DEFAULT,
     After,
@@ -24,6 +25,7 @@ from .manners import (
     At,
     Limit,
     Listing,
+    Owner,
     Parts,
     Reads,
     Versions,
@@ -213,10 +215,11 @@ def _answer(receipt: Receipt[Job], *, status_code: int = 200) -> Response[JobVie
 
 class JobController(NounController):
     path = "/v1/jobs"
+    opt = takes("jobs:read", owned=jobs.AGGREGATE)
     tags = ("jobs",)
     aggregate: ClassVar[Aggregate[Any]] = jobs.AGGREGATE
 
-    @post("/", summary="Submit a job")
+    @post("/", summary="Submit a job", access="jobs:write", limit="jobs", refuses=(404, 410))
     async def submit(self, services: Parts, caller: Asks, data: JSONBody[JobAsked]) -> Response[JobView]:
         settings = services.settings
         command = commands.SubmitJob(
@@ -239,13 +242,16 @@ class JobController(NounController):
         self,
         request: Request[Any, Any, Any],
         reads: Reads,
+        owner: Owner,
         kind: Annotated[str | None, QueryParameter(max_length=64)] = None,
         status: FromQuery[jobs.Status | None] = None,
         session_id: FromQuery[UUID | None] = None,
         after: After = None,
         limit: Limit = PAGE_ROWS_DEFAULT,
     ) -> Response[Listing[JobView]]:
-        page = await projection.page(reads, kind=kind, status=status, session_id=session_id, after=after, limit=limit)
+        page = await projection.page(
+            reads, owner=owner, kind=kind, status=status, session_id=session_id, after=after, limit=limit
+        )
         items = [view_of_row(row) for row in page.rows]
         return listed(request, items, page.position, limit=limit, cursor=items[-1].id if items else None)
 
@@ -257,7 +263,7 @@ class JobController(NounController):
         row, position = await one_row(reads, job_id)
         return found(view_of_row(row), position, version=row.version)
 
-    @post("/{job_id:uuid}/cancel", status_code=200, summary="Cancel a job")
+    @post("/{job_id:uuid}/cancel", status_code=200, summary="Cancel a job", access="jobs:write")
     async def cancel(
         self, services: Parts, caller: Asks, versions: Versions, job_id: FromPath[UUID]
     ) -> Response[JobView]:
@@ -265,24 +271,24 @@ class JobController(NounController):
         command = commands.CancelJob(job_id=job_id)
         return _answer(await services.commands.execute(commands.cancel_job, command, caller, versions=versions))
 
-    @post("/{job_id:uuid}/requeue", status_code=200, summary="Give a dead letter new attempts")
+    @post("/{job_id:uuid}/requeue", status_code=200, summary="Give a dead letter new attempts", access="jobs:requeue")
     async def requeue(
         self, services: Parts, caller: Asks, versions: Versions, job_id: FromPath[UUID]
     ) -> Response[JobView]:
         command = commands.RequeueJob(job_id=job_id)
         return _answer(await services.commands.execute(commands.requeue_job, command, caller, versions=versions))
 
-    @delete("/{job_id:uuid}", status_code=204, summary="Delete a job and its files")
+    @delete("/{job_id:uuid}", status_code=204, summary="Delete a job and its files", access="jobs:write")
     async def remove(self, services: Parts, caller: Asks, versions: Versions, job_id: FromPath[UUID]) -> Response[None]:
         return gone(await delete_job(services, job_id, caller, versions))
 
-    @get("/{job_id:uuid}/artifacts", summary="The files of a completed job")
+    @get("/{job_id:uuid}/artifacts", summary="The files of a completed job", refuses=(409,))
     async def artifacts(self, services: Parts, reads: Reads, job_id: FromPath[UUID]) -> Response[Listing[ArtifactView]]:
         row, position = await completed_row(reads, job_id)
         files = [await _artifact(services, output) for output in row.outputs]
         return found(Listing(files), position, version=row.version)
 
-    @get("/{job_id:uuid}/artifacts/{name:str}", status_code=302, summary="One file, from a signed URL")
+    @get("/{job_id:uuid}/artifacts/{name:str}", status_code=302, summary="One file, from a signed URL", refuses=(409,))
     async def artifact(self, services: Parts, reads: Reads, job_id: FromPath[UUID], name: FromPath[str]) -> Redirect:
         row, _ = await completed_row(reads, job_id)
         output = artifact_of(row, name)
@@ -290,7 +296,7 @@ class JobController(NounController):
             services, output.object_key, filename=output.name, content_type=output.content_type
         )
 
-    @get("/{job_id:uuid}/receipt", summary="What made the outputs")
+    @get("/{job_id:uuid}/receipt", summary="What made the outputs", refuses=(409,))
     async def receipt(self, reads: Reads, job_id: FromPath[UUID]) -> Response[JobReceipt]:
         row, position = await completed_row(reads, job_id)
         made = shown(JobReceipt, Provenance(), row, completed_at=row.finished_at, **row.receipt)

@@ -1,33 +1,40 @@
 """What every handler is given and every answer carries: callers, positions, versions, pages."""
 
-import hashlib
 import hmac
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
 
 import msgspec
-from litestar import Request, Response
+from litestar import Litestar, Request, Response
 from litestar.di import NamedDependency, Provide
 from litestar.params import QueryParameter, SkipValidation
+from litestar.response.base import ASGIResponse
+from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 from msgspec.structs import asdict
 
 from ..adapters.ids import uuid7
 from ..commands.transact import EpochChanged, Receipt
-from ..domain.kernel import Caller, derived_id
+from ..domain.kernel import Caller, Rejection, derived_id
 from ..projections.projection import NotYetProjected, ReadModels
-from .auth import authenticate
+from .auth import admitted
 from .canonical import is_text
-from .problems import Malformed
+from .moments import POSITION, TIME
+from .patience import KEY_UNDER_WAY
+from .problems import FieldError, FieldsRefused, Malformed
 from .services import Services
 
 POSITION_MAX = 2**63 - 1
 EPOCH_CHARS = 8  # of its hexadecimal form; enough to tell the logs of one installation apart
+STRICT_PATHS = "/v1/"  # a seed's clients may send what the seed ignored
+PARAMETERS_MAX = 50
+QUERY = "query_parameters"  # in a handler's options
 PAGE_ROWS_MAX = 200
 PAGE_ROWS_DEFAULT = 50
 KEY_CHARS_MAX = 255
@@ -42,6 +49,7 @@ AnyRequest = Request[Any, Any, Any]
 Parts = NamedDependency[SkipValidation[Services]]
 Asks = NamedDependency[SkipValidation[Caller]]
 Reads = NamedDependency[SkipValidation[ReadModels]]
+Owner = NamedDependency[SkipValidation[str | None]]
 Versions = NamedDependency[SkipValidation[frozenset[int] | None]]
 
 CURSOR = r"^[0-9]{1,18}(@[0-9a-f]{8})?$"
@@ -51,12 +59,23 @@ After = Annotated[UUID | None, QueryParameter(description="The cursor that the p
 AfterVersion = Annotated[str, QueryParameter(pattern=CURSOR, description="Events past this version.")]
 At = Annotated[
     str | None,
-    QueryParameter(max_length=40, description="The state as of a position, or of an RFC 3339 time with zone."),
+    QueryParameter(
+        max_length=40,
+        description="The state as of a position, or of an RFC 3339 time with zone.",
+        schema_extra={"one_of": [POSITION, TIME]},
+    ),
 ]
 
+_encode_json = msgspec.json.Encoder().encode
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?:$|[,;\s])')
 _ETAG = re.compile(r'\s*(W/)?"([^"]*)"\s*')
+
+
+class KeyInUse(Rejection):
+    """The same Idempotency-Key is under way."""
+
+    code = "idempotency_key_in_use"
 
 
 class Listing(Struct, Generic[T], frozen=True):
@@ -67,14 +86,45 @@ class Listing(Struct, Generic[T], frozen=True):
 
 
 async def refuse_garbage(request: AnyRequest) -> None:
-    """Before anything else is looked at.
+    """Before anything of a handler's is looked at.
 
     Raises:
         Malformed: the path or the query holds NUL, or is not UTF-8.
+        FieldsRefused: the query has a parameter that this path does not know, or one of them twice.
     """
-    raw_path = request.scope.get("raw_path") or b""
-    if not (is_text(raw_path) and is_text(request.scope["query_string"])):
+    raw_path, query = request.scope.get("raw_path") or b"", request.scope["query_string"]
+    if not (is_text(raw_path) and is_text(query)):
         raise Malformed("paths and queries are UTF-8 without NUL")
+    if query and request.scope["path"].startswith(STRICT_PATHS):
+        _refuse_unknown(request)
+
+
+def _refuse_unknown(request: AnyRequest) -> None:
+    """A misspelt filter that is ignored answers a question that nobody asked."""
+    known, lists = _parameters(request.scope["litestar_app"], request.route_handler)
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(names) > PARAMETERS_MAX:
+        raise Malformed(f"a query has at most {PARAMETERS_MAX} parameters")
+    wrong = [FieldError("no such parameter here", parameter=name) for name in sorted(set(names) - known)]
+    wrong += [
+        FieldError("sent more than once", parameter=name) for name in sorted(known - lists) if names.count(name) > 1
+    ]
+    if wrong:
+        raise FieldsRefused(wrong)
+
+
+def _parameters(app: Litestar, handler: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """The query parameters of a handler and of its dependencies, and those of them that may come more than once.
+
+    Looked up once for each handler, and kept in its options.
+    """
+    if QUERY not in handler.opt:
+        maps = (getattr(route, "route_handler_map", {}).values() for route in app.routes)
+        model = next(model for one in maps for known, model in one if known is handler)
+        names = frozenset(parameter.field_alias for parameter in model.expected_query_params)
+        handler.opt[QUERY] = names, frozenset(model.sequence_query_parameter_names)
+    found: tuple[frozenset[str], frozenset[str]] = handler.opt[QUERY]
+    return found
 
 
 def marked(position: int, epoch: UUID) -> str:
@@ -99,17 +149,19 @@ def caller_of(request: AnyRequest, services: Services, content: bytes) -> Caller
 
     `content` is what the request brought, or a digest of it; a repeat must bring the same.
     """
-    actor = authenticate(request).actor
+    who = admitted(request)
+    actor = who.principal.actor
     state = request.scope["state"]
-    state["actor"] = actor
-    command_id, digest = uuid7(), ""
+    command_id, digests = uuid7(), [""]
     key = request.headers.get("idempotency-key")
     if key is not None:
         if _KEY.fullmatch(key) is None:
             raise Malformed(f"an Idempotency-Key has 1 to {KEY_CHARS_MAX} visible ASCII characters")
         command_id = derived_id("idempotency", actor, key)
-        head = f"{request.method}\0{request.url.path}\0{request.url.query}\0".encode()
-        digest = hmac.digest(services.digest_key, head + content, hashlib.sha256).hex()
+        _claim(services.keys_under_way, command_id, state)
+        scope = request.scope  # not request.url, which is made and parsed first
+        head = f"{scope['method']}\0{scope['path']}\0".encode() + scope["query_string"] + b"\0"
+        digests = [hmac.digest(key, head + content, "sha256").hex() for key in services.digest_keys]
     return Caller(
         actor=actor,
         now=now(),
@@ -117,12 +169,30 @@ def caller_of(request: AnyRequest, services: Services, content: bytes) -> Caller
         correlation_id=state["correlation_id"],
         causation_id=f"command:{command_id}",
         request_id=state["request_id"],
-        request_digest=digest,
+        request_digest=digests[0],
+        earlier_digests=tuple(digests[1:]),
+        grant=who.grant,
+        credential=who.principal.credential,
     )
+
+
+def _claim(under_way: set[UUID], command_id: UUID, state: dict[str, Any]) -> None:
+    """While a request with a key has no answer, another one with it is told to wait. Only within this process; across
+    processes the log still carries out one of them, and answers both.
+    """
+    if command_id in under_way and state.get(KEY_UNDER_WAY) != command_id:
+        raise KeyInUse("the first request with this key is still being answered", retry_after_s=1)
+    under_way.add(command_id)
+    state[KEY_UNDER_WAY] = command_id
 
 
 async def _caller(request: AnyRequest, services: Parts) -> Caller:
     return caller_of(request, services, await request.body())
+
+
+def _owner(request: AnyRequest) -> str | None:
+    """Whose things may be listed; None: everybody's."""
+    return admitted(request).owner
 
 
 def _versions(request: AnyRequest) -> frozenset[int] | None:
@@ -177,15 +247,17 @@ def dependencies(services: Services) -> dict[str, Provide]:
     return {
         "services": Provide(provide_services, sync_to_thread=False),
         "caller": Provide(_caller),
+        "owner": Provide(_owner, sync_to_thread=False),
         "versions": Provide(_versions, sync_to_thread=False),
         "reads": Provide(_reads),
     }
 
 
-def log_epoch(services: Services) -> Callable[[Response[Any]], Response[Any]]:
+def log_epoch(services: Services) -> Callable[[Response[Any]], Awaitable[Response[Any]]]:
     """Beside every position the epoch that it belongs to: `<Event-Position>@<Log-Epoch>` means the same log or none."""
 
-    def mark(response: Response[Any]) -> Response[Any]:
+    # Nothing in it waits; but what is not async runs in a thread, which each answer would wait for.
+    async def mark(response: Response[Any]) -> Response[Any]:
         epoch = services.store.writer.epoch
         if epoch is not None and "Event-Position" in response.headers:
             response.headers["Log-Epoch"] = epoch.hex[:EPOCH_CHARS]
@@ -206,12 +278,34 @@ def shown(view: type[S], *sources: Struct, **more: Any) -> S:
     return msgspec.convert(merged | more, view, from_attributes=True)
 
 
+class _Ready(ASGIResponse):
+    """JSON with its head, as the server takes them."""
+
+    def __init__(self, body: bytes, status_code: int, headers: Mapping[str, str]) -> None:
+        self.body, self.status_code = body, status_code
+        self._head = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+        self._head += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI's signature
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self._head})
+        await send({"type": "http.response.body", "body": self.body, "more_body": False})
+
+
+class Decided(Response[T]):
+    """The answer to a command, always JSON and always short: put together at once. Litestar's own way, which looks for
+    cookies, encoders and media types, takes a tenth of the whole request.
+    """
+
+    def to_asgi_response(self, *_: Any, **__: Any) -> ASGIResponse:
+        return _Ready(_encode_json(self.content), self.status_code or HTTPStatus.OK, self.headers)
+
+
 def decided(
     receipt: Receipt[Any], body: T, *, status_code: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response[T]:
     """The answer to a command: what was decided, where in the log, and at which version that left the stream."""
     marks = {"Event-Position": str(receipt.position), "ETag": f'"{receipt.version}"'}
-    return Response(body, status_code=status_code, headers={**marks, **(headers or {})})
+    return Decided(body, status_code=status_code, headers={**marks, **(headers or {})})
 
 
 def gone(receipt: Receipt[Any]) -> Response[None]:

@@ -12,6 +12,7 @@ from ..domain import model_slots
 from ..domain.kernel import NotFound
 from ..domain.model_slots import ModelSlot
 from ..projections import model_slots as projection
+from .auth import takes
 from .manners import AfterVersion, Asks, At, Limit, Parts, Reads, Versions, decided, found
 from .nouns import History, as_of, history_of
 
@@ -40,6 +41,7 @@ class ModelSlotView(Struct, frozen=True):
 
 class ModelSlotController(Controller):
     path = "/v1/model-slots"
+    opt = takes("models:read")
     tags = ("models",)
 
     @get("/", summary="Every task's slot")
@@ -72,7 +74,7 @@ class ModelSlotController(Controller):
         stream_id = model_slots.slot_id(task)
         return await history_of(request, services, model_slots.AGGREGATE, stream_id, at=at, after=after, limit=limit)
 
-    @post("/{task:str}/rollback", status_code=200, summary="Back to the version before")
+    @post("/{task:str}/rollback", status_code=200, summary="Back to the version before", access="models:activate")
     async def roll_back(
         self, services: Parts, caller: Asks, versions: Versions, task: Task, data: JSONBody[VersionLeft | None] = None
     ) -> Response[ModelSlotView]:

@@ -19,11 +19,15 @@ from ..domain.kernel import Aggregate, Caller, NotFound
 from ..domain.models import ModelVersion
 from ..projections import model_slots as slot_projection
 from ..projections import models as projection
+from .auth import takes
 from .manners import After, Asks, At, Limit, Parts, Reads, Versions, decided, found, shown
 from .nouns import NounController, as_of
 from .services import Services
 
 TASK_DEFAULT = "segment"  # what a client means that names none: the first system's only task
+
+
+URI_CHARS_MAX = 1_000
 
 
 class ModelNamed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -36,11 +40,11 @@ class ModelNamed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=models.NAME_CHARS_MAX)]
-    framework: str
-    hf_repo: str | None = None
-    hf_revision: str | None = None
-    uri: str | None = None
-    task: str = TASK_DEFAULT
+    framework: Annotated[str, Meta(max_length=models.NAME_CHARS_MAX)]
+    hf_repo: Annotated[str, Meta(max_length=URI_CHARS_MAX)] | None = None
+    hf_revision: Annotated[str, Meta(max_length=models.NAME_CHARS_MAX)] | None = None
+    uri: Annotated[str, Meta(max_length=URI_CHARS_MAX)] | None = None
+    task: Annotated[str, Meta(max_length=models.NAME_CHARS_MAX)] = TASK_DEFAULT
     activate: bool = False
 
 
@@ -95,10 +99,11 @@ async def _answer(services: Services, receipt: Receipt[ModelVersion], *, status_
 
 class ModelController(NounController):
     path = "/v1/models"
+    opt = takes("models:read")
     tags = ("models",)
     aggregate: ClassVar[Aggregate[Any]] = models.AGGREGATE
 
-    @post("/", summary="Register a model version")
+    @post("/", summary="Register a model version", access="models:write", refuses=(502,))
     async def register(self, services: Parts, caller: Asks, data: JSONBody[ModelNamed]) -> Response[ModelView]:
         """With `activate` it is synced first; if that fails it stays registered and the answer is 502."""
         command = commands.RegisterModel(
@@ -131,7 +136,7 @@ class ModelController(NounController):
         active = {name: slot.active for name, slot in slots.items()}
         return found([_view(row.model_id, row, row.version, active.get(row.task)) for row in page.rows], page.position)
 
-    @get("/active", summary="The version that is active")
+    @get("/active", summary="The version that is active", refuses=(404,))
     async def active(
         self, reads: Reads, task: Annotated[str | None, QueryParameter(max_length=64)] = None
     ) -> Response[ModelView]:
@@ -158,12 +163,23 @@ class ModelController(NounController):
         body = _view(model_id, row, row.version, slot.active if slot else None)
         return found(body, position, version=row.version)
 
-    @post("/{model_id:uuid}/sync", status_code=200, summary="Bring a version's bytes into the cache")
+    @post(
+        "/{model_id:uuid}/sync",
+        status_code=200,
+        summary="Bring a version's bytes into the cache",
+        access="models:write",
+        refuses=(502,),
+    )
     async def sync(self, services: Parts, caller: Asks, model_id: FromPath[UUID]) -> Response[ModelView]:
         receipt = await sync_model(services.commands, services.models, model_id, caller)
         return await _answer(services, receipt)
 
-    @post("/{model_id:uuid}/activate", status_code=200, summary="Make a synced version do its task's work")
+    @post(
+        "/{model_id:uuid}/activate",
+        status_code=200,
+        summary="Make a synced version do its task's work",
+        access="models:activate",
+    )
     async def activate(
         self, services: Parts, caller: Asks, versions: Versions, model_id: FromPath[UUID]
     ) -> Response[ModelView]:

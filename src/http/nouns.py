@@ -15,7 +15,7 @@ from ..adapters.event_store.codec import Recorded
 from ..domain.events import kind_of
 from ..domain.kernel import Aggregate, NotFound
 from .manners import CURSOR, POSITION_MAX, AfterVersion, At, Limit, Parts, found, marked, next_link, unmarked
-from .problems import FieldError, FieldsRefused
+from .moments import moment_of
 from .services import Services
 
 
@@ -160,11 +160,5 @@ async def _position(services: Services, at: str, epoch: UUID) -> int:
         return unmarked(at, epoch)
     if at.isascii() and at.isdigit():
         return POSITION_MAX
-    try:
-        # In a query `+` is a space; clients forget to escape it in +02:00.
-        moment = msgspec.convert(at.replace(" ", "+"), datetime)
-    except msgspec.ValidationError as error:
-        raise FieldsRefused([FieldError("a position or an RFC 3339 time", parameter="at")]) from error
-    if moment.tzinfo is None:
-        raise FieldsRefused([FieldError("the time needs a zone, such as Z", parameter="at")])
+    moment = moment_of("at", at, kinds="a position or an RFC 3339 time")
     return await services.store.reader.position_at(moment)

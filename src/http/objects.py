@@ -10,12 +10,14 @@ from ..adapters.objects.directory import DirectoryStore
 from ..adapters.objects.signing import SignedGrant
 from ..domain.kernel import NotFound
 from . import downloads
+from .auth import takes
 from .manners import Parts, now
 from .services import Services
 
 
 class ObjectController(Controller):
     path = "/objects"
+    opt = takes(None)
     tags = ("objects",)
     include_in_schema = False  # nobody makes these URLs; they are handed out
 

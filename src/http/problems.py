@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 import psycopg
 import structlog
 from litestar import Request, Response
@@ -19,12 +20,17 @@ from ..adapters.child import ChildDied
 from ..adapters.event_store.codec import NotStorable
 from ..adapters.objects.port import ObjectStoreError
 from ..adapters.objects.signing import SignatureRefused
+from ..adapters.redaction import Redactor
 from ..adapters.sealing_keys import VaultLocked
+from ..domain.access import NotAllowed
 from ..domain.kernel import Rejection
 
 PROBLEM_TYPE = "application/problem+json"
 DETAIL_CHARS_MAX = 1_000
+ERRORS_MAX = 100  # fields that are told to be wrong, of however many are
 RETRY_AFTER_S = 1
+
+_REDACTOR = Redactor()
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +43,15 @@ STATUSES: Mapping[str, int] = {
     "not_found": 404,
     "method_not_allowed": 405,
     "not_acceptable": 406,
+    "request_timeout": 408,
+    "idempotency_key_in_use": 409,
     "precondition_failed": 412,
     "payload_too_large": 413,
+    "url_too_long": 414,
+    "headers_too_large": 431,
+    "overloaded": 503,
+    "timed_out": 503,
+    "stopping": 503,
     "report_too_large": 413,
     "unsupported_media_type": 415,
     "validation_failed": 422,
@@ -47,6 +60,7 @@ STATUSES: Mapping[str, int] = {
     "too_many_waiters": 503,
     "too_many_reports": 503,
     "too_many_exports": 503,
+    "too_many_uploads": 503,
     "not_signed_yet": 503,
     "internal_error": 500,
     "log_damaged": 500,
@@ -56,7 +70,6 @@ STATUSES: Mapping[str, int] = {
     "unknown_kind": 422,
     "empty_file": 422,
     "forbidden": 403,
-    "not_authenticated": 401,
     "conflict": 409,
     "epoch_changed": 409,
     "projection_busy": 409,
@@ -74,11 +87,21 @@ STATUSES: Mapping[str, int] = {
     "session_expired": 410,
     "model_sync_failed": 502,
     "queue_full": 503,
+    "rate_limited": 429,
+    "quota_exceeded": 429,
+    "not_authenticated": 401,
+    "bad_credentials": 401,
+    "email_taken": 409,
+    "last_administrator": 409,
+    "hashing_busy": 503,
+    "limits_unavailable": 503,
     # verdicts on files
     "content_type_mismatch": 422,
     "size_mismatch": 422,
     "image_truncated": 422,
     "image_too_many_pixels": 422,
+    "image_too_many_frames": 422,
+    "image_expands_too_much": 422,
     "image_undecodable": 422,
     "malware_signature": 422,
     "scan_timed_out": 422,
@@ -105,6 +128,8 @@ _CODES_OF_STATUSES = {
     413: "payload_too_large",
     415: "unsupported_media_type",
 }
+_MISSING = re.compile(r"Object missing required field `(?P<field>.*)`")
+_ENUM = re.compile(r"Invalid enum value .*(?= - at `)|Invalid enum value .*", re.DOTALL)
 _FIELD = re.compile(r"(?P<detail>.*) - at `\$(?P<path>.*)`")
 
 
@@ -117,6 +142,9 @@ class FieldError(Struct, frozen=True, omit_defaults=True):
     detail: str
     pointer: str | None = None
     parameter: str | None = None
+
+
+_NO_BODY = FieldError("'data'")
 
 
 class Problem(Struct, frozen=True, omit_defaults=True):
@@ -146,19 +174,31 @@ class Facade(Struct, frozen=True):
     Attributes:
         prefixes: of the paths that it serves.
         statuses: by code, where they differ from the table above.
+        lists: of these codes `detail` is a list, one item per field, as FastAPI writes it.
     """
 
     prefixes: tuple[str, ...]
     statuses: Mapping[str, int]
+    lists: frozenset[str] = frozenset()
 
     def serves(self, path: str) -> bool:
         return any(path == prefix or path.startswith(f"{prefix}/") for prefix in self.prefixes)
 
 
+class DetailItem(Struct, frozen=True):
+    """Attributes:
+    loc: where: `body`, then the names of the fields on the way; or `query` and the parameter's name.
+    """
+
+    loc: list[str]
+    msg: str
+    type: str
+
+
 class Detail(Struct, frozen=True):
     """A refusal as the seeds' clients expect it."""
 
-    detail: str
+    detail: str | list[DetailItem]
 
 
 class Malformed(Rejection):
@@ -191,11 +231,18 @@ class FieldsRefused(Rejection):
     @classmethod
     def of(cls, message: str) -> "FieldsRefused":
         """From the text of a msgspec.ValidationError, which names the place at its end."""
+        message = without_value(message)
         found = _FIELD.fullmatch(message)
         if found is None:
             return cls([FieldError(message, pointer="")])
-        path = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", found["path"])
+        known, _, _ = found["path"].partition("[...]")  # beyond it are a stranger's own names
+        path = re.sub(r"\[(\d+)\]", r".\1", known)
         return cls([FieldError(found["detail"], pointer=path.replace(".", "/"))])
+
+
+def without_value(message: str) -> str:
+    """A validator's words without the value that was refused: it may be a secret that went to the wrong field."""
+    return _ENUM.sub("Not one of the values that it may have", message)
 
 
 class Verdict(Rejection):
@@ -212,7 +259,7 @@ def refusal_of(error: Exception) -> Refusal:
         case FieldsRefused():
             return Refusal(error.code, error.detail, error.errors)
         case Rejection():
-            return Refusal(error.code, error.detail, headers=_retry_after(error.code, error.extra.get("retry_after_s")))
+            return Refusal(error.code, error.detail, headers=_rejection_headers(error))
         case NotStorable() | ObjectStoreError() | SignatureRefused():
             detail = "" if isinstance(error, ObjectStoreError | SignatureRefused) else str(error)
             return Refusal(error.code, detail, headers=_retry_after(error.code))
@@ -241,10 +288,14 @@ def _fields(error: ValidationException) -> Refusal:
     """Litestar's own validation: parameters, and bodies that are missing."""
     extra = error.extra if isinstance(error.extra, list) else []
     errors = [
-        FieldError(one.get("message", ""), parameter=one.get("key") if one.get("source") != "body" else None)
+        FieldError(
+            without_value(one.get("message", "")), parameter=one.get("key") if one.get("source") != "body" else None
+        )
         for one in extra
         if isinstance(one, dict)
     ]
+    if errors == [_NO_BODY]:  # Litestar's words for it are a KeyError's
+        errors = [FieldError("a body is missing", pointer="")]
     refused = FieldsRefused(errors or [FieldError("not what this path takes")])
     return Refusal(refused.code, refused.detail, refused.errors)
 
@@ -252,6 +303,15 @@ def _fields(error: ValidationException) -> Refusal:
 def _place(error: FieldError) -> str:
     named = error.parameter or (error.pointer or "").removeprefix("/")
     return f"{named}: " if named else ""
+
+
+def _rejection_headers(error: Rejection) -> dict[str, str]:
+    headers = _retry_after(error.code, error.extra.get("retry_after_s"))
+    if isinstance(error, NotAllowed):
+        headers["X-Required-Roles"] = ", ".join(error.roles)
+    if STATUSES.get(error.code) == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="sightline"'
+    return headers
 
 
 def _retry_after(code: str, seconds: object = None) -> dict[str, str]:
@@ -274,28 +334,74 @@ def handlers(facades: Sequence[Facade]) -> ExceptionHandlersMap:
 
 
 def _problem(request: Request[Any, Any, Any], refusal: Refusal) -> Response[Any]:
+    problem = problem_of(refusal, request.scope["state"].get("request_id", ""))
+    return Response(problem, status_code=problem.status, media_type=PROBLEM_TYPE, headers=dict(refusal.headers))
+
+
+def problem_of(refusal: Refusal, request_id: str) -> Problem:
+    """The refusal as /v1 and the server itself say it."""
     status = STATUSES[refusal.code]
-    problem = Problem(
+    return Problem(
         type=f"urn:sightline:problem:{refusal.code}",
         title=refusal.code.replace("_", " ").capitalize(),
         status=status,
         detail=_said(f"{refusal.code}: {refusal.detail}" if refusal.detail else refusal.code),
         code=refusal.code,
-        instance=f"urn:sightline:request:{request.scope['state'].get('request_id', '')}",
-        errors=refusal.errors,
+        instance=f"urn:sightline:request:{request_id}",
+        errors=[_shown(error) for error in refusal.errors[:ERRORS_MAX]],
     )
-    return Response(problem, status_code=status, media_type=PROBLEM_TYPE, headers=dict(refusal.headers))
+
+
+def answer_outside(
+    code: str, detail: str, *, path: str = "", request_id: str = "", facades: Sequence[Facade] = ()
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of a refusal that Litestar never sees."""
+    refusal = Refusal(code, detail, headers=_retry_after(code))
+    facade = next((one for one in facades if one.serves(path)), None)
+    if facade is None:
+        problem = problem_of(refusal, request_id)
+        status, kind, body = problem.status, PROBLEM_TYPE, msgspec.json.encode(problem)
+    else:
+        status, kind = facade.statuses.get(code, STATUSES[code]), "application/json"
+        body = msgspec.json.encode(Detail(_said(detail)))
+    headers = {"content-type": kind, "content-length": str(len(body)), **refusal.headers}
+    return status, [(name.lower().encode(), value.encode()) for name, value in headers.items()], body
 
 
 def _detail(facade: Facade, refusal: Refusal) -> Response[Any]:
     status = facade.statuses.get(refusal.code, STATUSES[refusal.code])
-    said = _said(refusal.detail or refusal.code.replace("_", " "))
+    said: str | list[DetailItem] = _said(refusal.detail or refusal.code.replace("_", " "))
+    if refusal.code in facade.lists:
+        said = _items(refusal)
     return Response(Detail(said), status_code=status, media_type="application/json", headers=dict(refusal.headers))
 
 
+def _items(refusal: Refusal) -> list[DetailItem]:
+    items = []
+    for error in refusal.errors or [FieldError(refusal.detail or refusal.code.replace("_", " "), pointer="")]:
+        missing = _MISSING.fullmatch(error.detail)
+        names = [missing["field"]] if missing is not None else []
+        if error.parameter is None:
+            loc = ["body", *(error.pointer or "").split("/")[1:], *names]
+        else:
+            loc = ["query", error.parameter]
+        items.append(DetailItem(loc, _said(error.detail), "missing" if missing is not None else "value_error"))
+    return items
+
+
 def _said(text: str) -> str:
-    """Lone surrogates would not encode; a client's own text, quoted back, has a length."""
-    return text[:DETAIL_CHARS_MAX].encode(errors="replace").decode()
+    """Lone surrogates would not encode; a client's own text, quoted back, has a length, and no secret in it."""
+    return _REDACTOR.clipped(text, DETAIL_CHARS_MAX).encode(errors="replace").decode()
+
+
+def _shown(error: FieldError) -> FieldError:
+    """Names of fields and parameters are told back, values are not; a stranger's name has a length, too."""
+    pointer, parameter = error.pointer, error.parameter
+    return FieldError(
+        _said(error.detail),
+        pointer=_said(pointer) if pointer else pointer,
+        parameter=_said(parameter) if parameter else parameter,
+    )
 
 
 def _tell(request: Request[Any, Any, Any], refusal: Refusal, error: Exception) -> None:

@@ -10,13 +10,20 @@ from msgspec import Struct
 from ..projections import quarantine, rebuild, upkeep, verify
 from ..projections.quarantine import QuarantinedStream
 from ..projections.upkeep import ProjectionState, Task
+from .auth import takes
 from .manners import POSITION_MAX, Parts, found
 from .services import Services
 
 QUARANTINED_SHOWN_MAX = 100
 
 AtPosition = Annotated[
-    int | None, QueryParameter(ge=0, le=POSITION_MAX, description="Rows as its history has them at this position.")
+    int | None,
+    QueryParameter(
+        ge=0,
+        le=POSITION_MAX,
+        description="Rows as its history has them at this position.",
+        schema_extra={"minimum": 0},  # Litestar tells no bound of an optional parameter that is 0
+    ),
 ]
 
 
@@ -38,8 +45,12 @@ class TaskAccepted(Struct, frozen=True):
     task: str
 
 
+WRITES = takes("projections:write")
+
+
 class ProjectionController(Controller):
     path = "/v1/projections"
+    opt = takes("projections:read")
     tags = ("audit",)
 
     @get("/", summary="How far the read models are")
@@ -57,14 +68,28 @@ class ProjectionController(Controller):
             aside = await quarantine.listed(connection, kinds=kinds, limit=QUARANTINED_SHOWN_MAX)
         return found(ProjectionView(state, aside), state.position)
 
-    @post("/{name:str}/rebuild", status_code=202, summary="Fold it anew and put that in its place")
+    @post(
+        "/{name:str}/rebuild",
+        status_code=202,
+        summary="Fold it anew and put that in its place",
+        refuses=(409,),
+        access="projections:write",
+    )
     async def rebuild(self, services: Parts, name: FromPath[str]) -> TaskAccepted:
+        upkeep.model_named(name)  # before anything is begun under a stranger's name
         begun = asyncio.Event()
         work = rebuild.rebuild(_direct(services), name, services.store.mapper, on_claim=begun.set)
         return await _started(services, name, "rebuild", work, begun)
 
-    @post("/{name:str}/verify", status_code=202, summary="Compare it with a replay of the log")
+    @post(
+        "/{name:str}/verify",
+        status_code=202,
+        summary="Compare it with a replay of the log",
+        refuses=(409,),
+        access="projections:write",
+    )
     async def verify(self, services: Parts, name: FromPath[str], at: AtPosition = None) -> TaskAccepted:
+        upkeep.model_named(name)
         begun = asyncio.Event()
         work = verify.verify(_direct(services), name, services.store.mapper, at=at, on_claim=begun.set)
         return await _started(services, name, "verify", work, begun)

@@ -18,6 +18,7 @@ from ..adapters.notes import read_public_keys
 from ..domain.kernel import NotFound, Rejection
 from ..domain.merkle import verify_consistency, verify_inclusion
 from ..projections.bundle.export import NotSigned
+from .auth import takes
 from .manners import POSITION_MAX, Parts, found
 from .problems import FieldError, FieldsRefused
 
@@ -38,7 +39,11 @@ From = Annotated[int, QueryParameter(name="from", ge=0, le=POSITION_MAX, descrip
 To = Annotated[
     int | None,
     QueryParameter(
-        name="to", ge=0, le=POSITION_MAX, description="Events of the later tree; the last checkpoint's if not given."
+        name="to",
+        ge=0,
+        le=POSITION_MAX,
+        description="Events of the later tree; the last checkpoint's if not given.",
+        schema_extra={"minimum": 0},  # Litestar tells no bound of an optional parameter that is 0
     ),
 ]
 
@@ -95,24 +100,32 @@ class ConsistencyView(Struct, frozen=True, rename={"from_size": "from", "to_size
 
 class ProofController(Controller):
     path = "/v1/audit"
+    opt = takes("audit:read")
     tags = ("audit",)
 
-    @get("/checkpoint", summary="What was signed last", media_type=TEXT)
+    @get("/checkpoint", summary="What was signed last", media_type=TEXT, produces=(TEXT, JSON), refuses=(404,))
     async def checkpoint(
         self, request: Request[Any, Any, Any], services: Parts, tree_size: Signed = None
-    ) -> Response[Any]:
+    ) -> Response[CheckpointView] | Response[str]:
         """The signed note (C2SP tlog-checkpoint) as text: keep it elsewhere, and the log cannot be rewritten unseen.
         With `Accept: application/json` in an object.
         """
         async with services.store.pool.connection() as connection:
             signed = await _signed(connection, tree_size)
         if JSON in request.headers.get("accept", ""):
-            answer: Response[Any] = found(signed, signed.tree_size)
+            answer = found(signed, signed.tree_size)
             answer.media_type = JSON
             return answer
         return Response(signed.note, media_type=TEXT, headers={"Event-Position": str(signed.tree_size)})
 
-    @get("/key", summary="The notary's public keys", media_type=TEXT, sync_to_thread=True)
+    @get(
+        "/key",
+        operation_id="proof_key",
+        summary="The notary's public keys",
+        media_type=TEXT,
+        refuses=(404,),
+        sync_to_thread=True,
+    )
     def key(self, services: Parts) -> Response[str]:
         """Verifier keys (C2SP signed-note), one a line; the one that signs now is the first. A key that comes from
         where the log comes from proves little: compare it with the one that you were given another way.
@@ -122,7 +135,7 @@ class ProofController(Controller):
             raise NotFound("no notary has run here")
         return Response(keys, media_type=TEXT)
 
-    @get("/proof/{position:int}", summary="That an event is in the log")
+    @get("/proof/{position:int}", operation_id="proof_inclusion", summary="That an event is in the log")
     async def proof(
         self, services: Parts, position: FromPath[int], tree_size: Signed = None
     ) -> Response[InclusionView]:
@@ -150,13 +163,15 @@ class ProofController(Controller):
             signed.tree_size,
         )
 
-    @get("/consistency", summary="That nothing was rewritten between two sizes of the log")
+    @get("/consistency", summary="That nothing was rewritten between two sizes of the log", refuses=(404,))
     async def consistency(self, services: Parts, old: From = 0, new: To = None) -> Response[ConsistencyView]:
         """Any two sizes up to the last checkpoint's."""
         async with services.store.pool.connection() as connection:
             signed = await _signed(connection, None)
             new = signed.tree_size if new is None else new
             if new > signed.tree_size:
+                if new > await _head(connection):
+                    raise NotFound("the log has not so many events")
                 raise NotSigned(f"what is signed ends at {signed.tree_size}, before {new}")
             if old > new:
                 raise FieldsRefused([FieldError("larger than `to`", parameter="from")])

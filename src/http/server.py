@@ -1,24 +1,33 @@
 """One API process: services around a server around the application."""
 
 import asyncio
+import gc
 import signal
+import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
 import uvicorn
 import uvloop
+from litestar import Litestar
+from uvicorn.lifespan.off import LifespanOff
 
-from ..adapters import logs
-from ..adapters.settings import Settings, require_loopback
+from ..adapters import logs, tls
+from ..adapters.settings import Settings, SettingsError, is_loopback, require_door
 from .app import create_app
 from .auth import LOCAL
+from .connections import Connection
+from .patience import STOPPING
 from .services import open_services
 
-GRACE_S = 5
-HEADER_BYTES_MAX = 64 * 1024
-CONNECTIONS_MAX = 2_000
+NOTICE_S = 0.5  # /readyz says no, and all else goes on: for balancers that look in between
+GRACE_S = 4  # for what is under way; whatever is not done by then is told so
+LAST_WORDS_S = 0.5
 KEEP_ALIVE_S = 15
+BACKLOG = 2_048
+GC_THRESHOLDS = (10_000, 50, 100)  # allocations; collections of the youngest; of the middle ones
 
 log = structlog.get_logger(__name__)
 
@@ -27,52 +36,118 @@ def serve(settings: Settings) -> None:
     """Serve on `settings.host` and `settings.port` until SIGTERM or SIGINT, then drain for at most GRACE_S.
 
     Raises:
-        SettingsError: the host is not this machine alone; see require_loopback().
+        SettingsError: who could listen or ask may not (see require_door() and require_private_wire()), or the
+            certificate is none.
         psycopg.OperationalError: the database does not answer.
+        OSError: something else listens there.
     """
-    require_loopback(settings.host)
+    require_door(settings)
+    tls.require_private_wire(settings)
+    context = tls.load_context(settings)
     logs.configure(settings)
-    uvloop.run(_serve(settings))
+    uvloop.run(_serve(settings, context))
+
+
+def settle_memory() -> None:
+    """Once all is loaded: the collector need not look again at what stays for good, nor after every few requests.
+
+    Looking through the whole application, its OpenAPI document and the cached states again and again took an eighth of
+    a busy process's time, and held up every request of that moment.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 class Server(uvicorn.Server):
     """uvicorn's server under our signals: its own raises them again at the end, and would end us before we closed."""
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
-
-    def _stop(self) -> None:
-        self.force_exit = self.should_exit  # the second time: now
-        self.should_exit = True
-
-
-async def _serve(settings: Settings) -> None:
-    async with open_services(settings) as services:
+    def __init__(self, app: Litestar, settings: Settings, context: ssl.SSLContext | None) -> None:
         config = uvicorn.Config(
-            create_app(services),
+            app,
             host=settings.host,
             port=settings.port,
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=CONNECTIONS_MAX,
-            h11_max_incomplete_event_size=HEADER_BYTES_MAX,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
         )
+        config.load()
+        super().__init__(config)
+        self._app = app
+        self._settings = settings
+        self._context = context
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        handled = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop}
+        if self._context is not None:
+            handled[signal.SIGHUP] = self._read_certificate
+        for number, handler in handled.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002  # uvicorn's signature
+        """Listen. uvicorn's own ends the process where it cannot, and gives a handshake a minute."""
+        self.lifespan = LifespanOff(self.config)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: Connection(config=self.config, server_state=self.server_state, app_state={}),
+            host=self.config.host,
+            port=self.config.port,
+            ssl=self._context,
+            ssl_handshake_timeout=tls.HANDSHAKE_S_MAX if self._context is not None else None,
+            backlog=BACKLOG,
+        )
+        self.servers = [server]
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what is under way. Whoever is cut off at the end of the grace still writes its last answer."""
+        await super().shutdown(sockets)
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=LAST_WORDS_S)
+
+    def _stop(self) -> None:
+        if self._app.state.get(STOPPING):
+            self.force_exit = self.should_exit = True  # the second time: now
+            return
+        self._app.state[STOPPING] = True
+        log.info("stopping", requests=len(self.server_state.tasks), connections=len(self.server_state.connections))
+        asyncio.get_running_loop().call_later(NOTICE_S, self._exit)
+
+    def _exit(self) -> None:
+        self.should_exit = True
+
+    def _read_certificate(self) -> None:
+        """A renewed certificate, for connections from now on; with one that is no good we go on as we were."""
+        assert self._context is not None
+        try:
+            tls.load_certificate(self._context, self._settings)
+        except SettingsError as error:
+            log.warning("certificate_refused", error=str(error))
+        else:
+            log.info("certificate_read")
+
+
+async def _serve(settings: Settings, context: ssl.SSLContext | None) -> None:
+    async with open_services(settings) as services:
+        server = Server(create_app(services), settings, context)
         log.info("settings", **settings.redacted())
-        log.warning("authentication_off", actor=LOCAL.actor, role=LOCAL.role, url=settings.public_url)
-        await Server(config).serve()
+        if not settings.auth_enabled:
+            log.warning("authentication_off", actor=LOCAL.actor, role=LOCAL.rights.role, url=settings.public_url)
+        if context is None and not is_loopback(settings.host):
+            log.warning("tls_off", host=settings.host, trusted_proxies=settings.trusted_proxies)
+        settle_memory()
+        await server.serve()
         log.info("stopped")

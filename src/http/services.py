@@ -6,48 +6,70 @@ import hmac
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
 
 import redis.asyncio as redis
 from msgspec import Struct
 
+from ..adapters.clamd import Clamd
 from ..adapters.event_store.reader import Tail
 from ..adapters.event_store.store import EventStore, open_event_store
 from ..adapters.hints import JobHints
 from ..adapters.ids import uuid7
 from ..adapters.images import ImageScanner
+from ..adapters.limits import Limiter, open_limiter
 from ..adapters.models import ModelCache
 from ..adapters.objects import open_object_store
 from ..adapters.objects.port import ObjectStore
 from ..adapters.objects.signing import load_secrets
-from ..adapters.settings import Settings
+from ..adapters.passwords import Passwords
+from ..adapters.settings import Settings, secrets_of
+from ..adapters.tokens import Tokens
 from ..adapters.valkey import open_valkey
 from ..adapters.vault import Vault
+from ..commands.authentication import Authentication
 from ..commands.models import install_builtin_models
 from ..commands.transact import Commands
 from ..domain.events import EVENTS
 from ..domain.kernel import Caller
 from ..projections.projection import CHANNEL, ReadModels
 from .background import Background
+from .turns import Turns
 
 
 class Services(Struct, frozen=True, kw_only=True):
     """Opened parts, as arguments of every handler.
 
     Attributes:
-        digest_key: keys the digests of requests that receipts keep.
+        digest_keys: key the digests of requests that receipts keep: the first makes them, all recognise them.
+        keys_under_way: command ids of requests with an Idempotency-Key that this process has not answered yet.
+        clamd: asked about every file, where one is configured.
+        uploads: places for files that are being looked at.
     """
 
     settings: Settings
     store: EventStore
     commands: Commands
     vault: Vault
+    passwords: Passwords
+    authentication: Authentication
     reads: ReadModels
     objects: ObjectStore
     scanner: ImageScanner
+    clamd: Clamd | None
+    uploads: Turns
     models: ModelCache
     valkey: "redis.Redis"
-    digest_key: bytes
+    limiter: Limiter
+    digest_keys: tuple[bytes, ...]
+    keys_under_way: set[UUID]
     background: Background
+
+    @property
+    def digest_key(self) -> bytes:
+        """Keys digests that are made from now on."""
+        return self.digest_keys[0]
 
 
 @asynccontextmanager
@@ -62,6 +84,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_event_store(settings.database_url, EVENTS, direct_dsn=direct))
         valkey = await stack.enter_async_context(open_valkey(settings.redis_url))
+        limiter = await stack.enter_async_context(open_limiter(settings.redis_url))
         objects = await open_object_store(settings)
         stack.push_async_callback(objects.close)
         scanner = await stack.enter_async_context(ImageScanner(pixels_max=settings.upload_pixels_max))
@@ -69,6 +92,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await vault.open()
         commands = Commands(store, JobHints(valkey), vault)
         stack.push_async_callback(commands.close)
+        passwords = Passwords()
+        stack.callback(passwords.close)
         tail = await stack.enter_async_context(Tail(direct, CHANNEL))
         reads = ReadModels(store.pool, tail, store.writer.saw_epoch)
         store.epochs.append(lambda _: reads.forget())
@@ -78,19 +103,37 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         background = Background()
         stack.push_async_callback(background.close)
         secret = load_secrets(settings.data_dir / "keys").current
+        tokens = Tokens.of(settings, hmac.digest(secret, b"sightline-tokens-1", hashlib.sha256))
         yield Services(
             settings=settings,
             store=store,
             commands=commands,
             vault=vault,
+            passwords=passwords,
+            authentication=Authentication(commands, vault, passwords, tokens),
             reads=reads,
             objects=objects,
             scanner=scanner,
+            clamd=Clamd(Path(settings.clamd_socket)) if settings.clamd_socket else None,
+            uploads=Turns(),
             models=models,
             valkey=valkey,
-            digest_key=hmac.digest(secret, b"sightline-requests-1", hashlib.sha256),
+            limiter=limiter,
+            digest_keys=_digest_keys(settings),
+            keys_under_way=set(),
             background=background,
         )
+
+
+def _digest_keys(settings: Settings) -> tuple[bytes, ...]:
+    """From SECRET_KEY, which all nodes share; those of the data directory, this node's own, where there is none.
+
+    A request that is repeated after a rotation, or after a SECRET_KEY was set, is held against the keys of before.
+    """
+    kept = load_secrets(settings.data_dir / "keys")
+    secrets = [secret.encode(errors="surrogateescape") for secret in secrets_of(settings)]
+    secrets += [kept.current, *([kept.previous] if kept.previous else [])]
+    return tuple(hmac.digest(secret, b"sightline-requests-1", hashlib.sha256) for secret in secrets)
 
 
 @asynccontextmanager

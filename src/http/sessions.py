@@ -16,6 +16,7 @@ from ..domain import sessions
 from ..domain.kernel import Aggregate, NotFound
 from ..domain.sessions import Session
 from ..projections import sessions as projection
+from .auth import takes
 from .manners import (
     PAGE_ROWS_DEFAULT,
     After,
@@ -23,6 +24,7 @@ from .manners import (
     At,
     Limit,
     Listing,
+    Owner,
     Parts,
     Reads,
     Versions,
@@ -97,10 +99,11 @@ async def _answer(
 
 class SessionController(NounController):
     path = "/v1/sessions"
+    opt = takes("sessions:read", owned=sessions.AGGREGATE)
     tags = ("sessions",)
     aggregate: ClassVar[Aggregate[Any]] = sessions.AGGREGATE
 
-    @post("/", summary="Begin a session")
+    @post("/", summary="Begin a session", access="sessions:write", limit="sessions")
     async def create(
         self, services: Parts, caller: Asks, data: JSONBody[SessionAsked | None] = None
     ) -> Response[SessionView]:
@@ -118,10 +121,11 @@ class SessionController(NounController):
         request: Request[Any, Any, Any],
         services: Parts,
         reads: Reads,
+        owner: Owner,
         after: After = None,
         limit: Limit = PAGE_ROWS_DEFAULT,
     ) -> Response[Listing[SessionView]]:
-        page = await projection.page(reads, after=after, limit=limit)
+        page = await projection.page(reads, owner=owner, after=after, limit=limit)
         items = await _views(services, page.rows, now())
         return listed(request, items, page.position, limit=limit, cursor=items[-1].id if items else None)
 
@@ -140,7 +144,13 @@ class SessionController(NounController):
         [body] = await _views(services, [row], now())
         return found(body, position, version=row.version)
 
-    @post("/{session_id:uuid}/close", status_code=200, summary="Close a session for good")
+    @post(
+        "/{session_id:uuid}/close",
+        status_code=200,
+        summary="Close a session for good",
+        access="sessions:write",
+        refuses=(410,),
+    )
     async def close(
         self, services: Parts, caller: Asks, versions: Versions, session_id: FromPath[UUID]
     ) -> Response[SessionView]:
@@ -148,7 +158,13 @@ class SessionController(NounController):
         receipt = await services.commands.execute(commands.close_session, command, caller, versions=versions)
         return await _answer(services, receipt, caller.now)
 
-    @post("/{session_id:uuid}/assets", status_code=200, summary="Attach a clean asset")
+    @post(
+        "/{session_id:uuid}/assets",
+        status_code=200,
+        summary="Attach a clean asset",
+        access="sessions:write",
+        refuses=(410,),
+    )
     async def attach(
         self, services: Parts, caller: Asks, versions: Versions, session_id: FromPath[UUID], data: JSONBody[AssetNamed]
     ) -> Response[SessionView]:

@@ -3,12 +3,23 @@
 import asyncio
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from sightline.adapters.child import FRAME_BYTES_MAX, BrokenFrame, Child, ChildDied, Frames, framed
+from sightline.adapters.child import (
+    FRAME_BYTES_MAX,
+    SAID_CHARS_MAX,
+    SAID_LINES_MAX,
+    BrokenFrame,
+    Child,
+    ChildDied,
+    Frames,
+    framed,
+)
 
 
 @given(st.lists(st.binary(max_size=300), max_size=20), st.integers(1, 50))
@@ -53,6 +64,35 @@ async def test_a_cancelled_start_leaves_no_process() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert child.pid is None
+
+
+TALKATIVE = """
+from sightline.adapters.confinement import enter
+channel = enter()
+for question in channel:
+    print("stray\\nlevel=error \\x1b[31mred", flush=True)
+    for _ in range(500):
+        print("x" * 5000)
+    channel.send(b"done")
+"""
+
+
+async def test_what_a_child_prints_is_a_few_short_entries_of_the_log(tmp_path: Path) -> None:
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    child = Child("talkative", memory_bytes_max=0, environ={"PYTHONPATH": str(tmp_path)})
+    with capture_logs() as logged:
+        await child.start()
+        child.send([b"x"])
+        assert await child.receive() == b"done"
+        async with asyncio.timeout(10):
+            while len(logged) < SAID_LINES_MAX:  # noqa: ASYNC110  it is read beside the answers
+                await asyncio.sleep(0.001)
+        child.send([b"x"])
+        assert await child.receive() == b"done"  # nobody waits for it to be read
+        await child.kill()
+    assert [entry["said"] for entry in logged[:2]] == ["stray", "level=error \x1b[31mred"]
+    assert len(logged) == SAID_LINES_MAX
+    assert max(len(entry["said"]) for entry in logged) == SAID_CHARS_MAX
 
 
 CONFINED = """

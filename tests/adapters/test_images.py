@@ -14,8 +14,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from sightline.adapters.image_decoder import EICAR
-from sightline.adapters.images import IMAGE_TYPES, MEBIBYTE_BYTES, ImageScanner
+from sightline.adapters.images import EICAR, IMAGE_TYPES, MEBIBYTE_BYTES, ImageScanner
 
 PIXELS_MAX = 4_000_000
 FORMATS = {

@@ -305,3 +305,17 @@ async def test_a_row_put_in_another_persons_place_does_not_open(vault: Vault, lo
     assert isinstance(ada.subject, UUID)
     with pytest.raises(VaultLocked):
         await seal(vault, "t")
+
+
+async def test_what_is_sealed_beside_something_is_of_the_same_person_and_makes_no_key(vault: Vault) -> None:
+    email = await vault.seal("user.email", person="ada", text="ada@example.org")
+    beside = await vault.seal_beside(email, "user.password", text="hash")
+    assert beside is not None
+    assert beside.subject == email.subject
+    assert await vault.open_one("user.password", beside) == "hash"
+    assert await vault.open_one("user.email", beside) is None
+    assert email.subject is not None
+    await vault.erase([email.subject])
+    assert await vault.seal_beside(email, "user.password", text="hash") is None
+    assert await vault.subject_of("ada") is None
+    assert await vault.seal_beside(Sealed(None, "ada"), "user.password", text="hash") is None

@@ -144,7 +144,7 @@ class Clients:
                 continue
             if answer.is_success or answer.status_code in taken:
                 return answer
-            if answer.status_code not in PASSING:
+            if answer.status_code not in PASSING and "idempotency_key_in_use" not in answer.text:
                 detail = f"{method} {url}: {answer.status_code} {answer.text[:300]}"
                 self._answers.write(what="refused", round=number, detail=detail)
                 return None

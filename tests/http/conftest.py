@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 from tests.conftest_log import LogDatabase, database
 from tests.http.door import Door, opened, settings_for
+from tests.http.identity import SECRET
 
 from sightline.adapters.embedded.postgres import PostgresServer
 from sightline.adapters.embedded.valkey import ValkeyServer
@@ -27,4 +28,17 @@ async def door(
 ) -> AsyncIterator[Door]:
     directory: Path = tmp_path_factory.mktemp("door")
     async with opened(settings_for(door_database, valkey_server.url, directory)) as door:
+        yield door
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def secured_door(
+    door_database: LogDatabase, valkey_server: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Door]:
+    """A door with authentication, and without limits, which are tested by themselves."""
+    directory: Path = tmp_path_factory.mktemp("door")
+    settings = settings_for(
+        door_database, valkey_server.url, directory, auth_enabled=True, secret_key=SECRET, rate_limits_enabled=False
+    )
+    async with opened(settings) as door:
         yield door

@@ -1,10 +1,11 @@
 """What every answer carries and every request may ask: positions, versions, keys, ids, headers."""
 
 import asyncio
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
-from tests.http.door import Door
+from msgspec.structs import replace
+from tests.http.door import Door, client_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -62,10 +63,45 @@ async def test_the_same_key_is_one_command(door: Door) -> None:
     answers = await asyncio.gather(
         *(door.client.post("/v1/jobs", json={"kind": "noop"}, headers=key) for _ in range(10))
     )
-    assert {answer.status_code for answer in answers} == {201}
+    assert {answer.status_code for answer in answers} == {201, 409}
+    waiting = [answer for answer in answers if answer.status_code == 409]
+    assert {(one.json()["code"], one.headers["Retry-After"]) for one in waiting} == {("idempotency_key_in_use", "1")}
+    again = await door.client.post("/v1/jobs", json={"kind": "noop"}, headers=key)
+    answers = [answer for answer in (*answers, again) if answer.status_code == 201]
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert len({answer.headers["Event-Position"] for answer in answers}) == 1
     assert await door.position() == before + 1
+    assert door.services.keys_under_way == set()
+
+
+async def test_without_the_map_of_this_process_the_log_still_makes_them_one(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two processes would; and the control of the test above."""
+
+    class Blind(set[UUID]):
+        def __contains__(self, _: object) -> bool:
+            return False
+
+    under_way = Blind()
+    async with client_of(replace(door.services, keys_under_way=under_way)) as client:
+        key = {"Idempotency-Key": str(uuid4())}
+        before = await door.position()
+        answers = await asyncio.gather(
+            *(client.post("/v1/jobs", json={"kind": "noop"}, headers=key) for _ in range(10))
+        )
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert await door.position() == before + 1
+
+
+async def test_a_key_is_free_again_whichever_way_its_request_ended(door: Door) -> None:
+    key = {"Idempotency-Key": str(uuid4())}
+    for refused in ({"kind": "nonsense"}, {"kind": "noop", "inputs": [str(uuid4())]}):
+        assert (await door.client.post("/v1/jobs", json=refused, headers=key)).status_code in {404, 422}
+        assert door.services.keys_under_way == set()
+    assert (await door.client.post("/v1/jobs", json={"kind": "noop"}, headers=key)).status_code == 201
+    assert door.services.keys_under_way == set()
 
 
 async def test_the_same_key_with_another_request_is_422(door: Door) -> None:

@@ -109,7 +109,7 @@ async def test_any_two_sizes_are_proven_to_be_one_log(door: Door) -> None:
         assert verify_consistency(old, old_root, new, new_root, [raw(one) for one in found["proof"]])
     assert (await get(door, "/v1/audit/consistency"))["to"] == 600
     assert await problem(door, "/v1/audit/consistency", **{"from": 9, "to": 8}) == (422, "validation_failed")
-    assert await problem(door, "/v1/audit/consistency", to=601) == (503, "not_signed_yet")
+    assert await problem(door, "/v1/audit/consistency", to=601) == (404, "not_found")
 
 
 @pytest.mark.parametrize(

@@ -5,46 +5,18 @@ import json
 import signal
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from msgspec import Struct
 from tests.conftest_log import LogDatabase
 from tests.http.door import picture
+from tests.http.process import Running, started
 
 from sightline.adapters.embedded.valkey import ValkeyServer
 from sightline.adapters.settings import SettingsError, require_loopback
-
-START_S = 20.0
-
-
-class Running(Struct, frozen=True):
-    process: "subprocess.Popen[bytes]"
-    port: int
-    log: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def lines(self) -> list[dict[str, Any]]:
-        """What it logged: every line is one JSON object."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-    def requests(self, *request_ids: str) -> dict[str, dict[str, Any]]:
-        """The lines of these requests, by their ids; each is told after its answer was sent, so it may yet come."""
-        for _ in range(500):
-            lines = [line for line in self.lines() if line["event"] == "request"]
-            found = {line["request_id"]: line for line in lines if line["request_id"] in request_ids}
-            if len(found) == len(request_ids):
-                break
-            time.sleep(0.01)
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -52,38 +24,8 @@ def running(
     door_database: LogDatabase, valkey_server: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     directory = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environ = {
-        "SIGHTLINE_DATA_DIR": str(directory),
-        "SIGHTLINE_DATABASE_URL": door_database.dsn,
-        "SIGHTLINE_REDIS_URL": valkey_server.url,
-        "SIGHTLINE_PORT": str(port),
-        "PATH": "/usr/bin:/bin",
-    }
-    code = "from sightline.adapters import settings; from sightline.http import server; server.serve(settings.read())"
-    log = directory / "log"
-    with log.open("wb") as written:
-        process = subprocess.Popen([sys.executable, "-c", code], env=environ, stdout=written, stderr=written)
-    try:
-        running = Running(process, port, log)
-        _until_alive(running)
+    with started(directory, database_url=door_database.dsn, redis_url=valkey_server.url) as running:
         yield running
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _until_alive(running: Running) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and running.process.poll() is None:
-        try:
-            if httpx.get(f"{running.url}/livez").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)  # what is waited for is in another process
-    pytest.fail(running.log.read_text())
 
 
 def _raw(running: Running, request: bytes, *, then_close: bool = True) -> bytes:

@@ -32,7 +32,9 @@ T = TypeVar("T")
 
 MODULES = {"session": [sessions], "asset": [assets], "model": [models], "slot": [model_slots], "job": [jobs, attempts]}
 READ_MODELS: dict[str, ReadModel[Any]] = {
-    {"model_slots": "slot"}.get(model.name, model.name.removesuffix("s")): model for model in catalogue.READ_MODELS
+    noun: model
+    for model in catalogue.READ_MODELS
+    if (noun := {"model_slots": "slot"}.get(model.name, model.name.removesuffix("s"))) in MODULES
 }
 
 

@@ -46,6 +46,12 @@ REACTIONS: LiteralString = (
     " AND metadata ->> 'causation_id' LIKE 'event:%%' ORDER BY position"
 )
 
+MOVED: LiteralString = (
+    "SELECT h.epoch, ARRAY (SELECT s.stream_id FROM unnest(%s::uuid[], %s::int[]) AS s (stream_id, version)"
+    " WHERE EXISTS (SELECT FROM events AS e WHERE e.stream_id = s.stream_id AND e.version = s.version + 1))"
+    " FROM log_head AS h"
+)
+
 
 class LogHole(Exception):
     """A position is missing. The log is damaged: nothing may be read past it."""
@@ -118,6 +124,15 @@ class Reader:
                 prepare=True,
             )
             return [Recorded(*row) for row in await cursor.fetchall()]
+
+    async def moved(self, seen: Sequence[tuple[UUID, int]]) -> set[UUID]:
+        """Of streams that were seen at some version, those that have events past it."""
+        streams, versions = [stream_id for stream_id, _ in seen], [version for _, version in seen]
+        async with self._pool.connection() as connection:
+            row = await (await connection.execute(MOVED, (streams, versions), prepare=True)).fetchone()
+        assert row is not None, "the log has a head"
+        self._on_epoch(row[0])
+        return set(row[1])
 
     async def page(self, *, after: int, limit: int = PAGE_EVENTS_MAX) -> list[Recorded]:
         """Events with position > `after`, in order, at most `limit`.

@@ -250,9 +250,13 @@ def checked_span(offset_bytes: int, length_bytes: int | None) -> None:
 
 
 def safe_filename(filename: str) -> str:
-    """The last part of a stranger's path: at most 200 printable characters, or `download` if none is left."""
+    """The last part of a stranger's path: at most 200 printable characters, or `download` if none is left.
+
+    Dots and spaces at its ends are dropped: some systems hide what begins with a dot, others drop one at the end, and
+    with it what told them the type.
+    """
     name = filename.replace("\\", "/").rpartition("/")[2]
-    return "".join(char for char in name if char.isprintable())[:FILENAME_LENGTH_MAX] or "download"
+    return "".join(char for char in name if char.isprintable())[:FILENAME_LENGTH_MAX].strip(". ") or "download"
 
 
 def attachment(filename: str) -> str:

@@ -19,14 +19,25 @@ from ...adapters.images import UNDECLARED, normalised
 from ...commands import assets as asset_commands
 from ...commands import jobs as commands
 from ...domain import assets
-from ...domain.jobs import Artifact
+from ...domain.jobs import AGGREGATE, Artifact
 from ...domain.kernel import Invalid, InvalidState, NotFound
 from ...projections import assets as asset_projection
 from ...projections import jobs as projection
 from .. import downloads, intake
-from ..bodies import MULTIPART, Upload, read_form, read_upload
+from ..auth import takes
+from ..bodies import MULTIPART, Upload, announced_bytes, read_form, read_upload
 from ..jobs import artifact_of, delete_job, one_row, view_of_row, view_of_state
-from ..manners import Asks, Parts, Reads, caller_of, decided, found, fresh_reads, gone
+from ..manners import (
+    Asks,
+    Owner,
+    Parts,
+    Reads,
+    caller_of,
+    decided,
+    found,
+    fresh_reads,
+    gone,
+)
 from ..problems import FieldsRefused, Malformed, Verdict
 from ..services import Services
 from .forms import form_operation
@@ -57,8 +68,12 @@ async def _answers(reads: Reads, rows: Sequence[projection.JobRow]) -> list[JobA
     return [answer_of(view_of_row(row), names.get(row.inputs[0], str(row.inputs[0]))) for row in rows]
 
 
+FILES = ("image/png", "application/json")  # what these kinds of job write
+
+
 class LayeredImagesController(Controller):
     path = "/api/jobs"
+    opt = takes("jobs:read", owned=AGGREGATE)
     tags = ("layered images",)
     # These clients know nothing of positions: whoever created a job must find it.
     dependencies: Mapping[str, Provide] = {"reads": Provide(fresh_reads)}
@@ -66,16 +81,32 @@ class LayeredImagesController(Controller):
     @post(
         "/upload",
         request_max_body_size=None,  # the reader below counts, and stops at the file's own bound
-        operation_class=form_operation(UploadForm, MULTIPART),
+        operation_class=form_operation(UploadForm, MULTIPART, files={"file": ", ".join(sorted(assets.IMAGE_TYPES))}),
         summary="Upload a picture",
+        keyed=True,
+        access="assets:write",
+        limit="upload-url",
         status_code=200,
     )
     async def upload(self, request: Request[Any, Any, Any], services: Parts) -> Response[Uploaded]:
         size_bytes_max = services.settings.upload_size_bytes_max
-        async with read_upload(request, "file", size_bytes_max=size_bytes_max) as upload:
+        async with (
+            services.uploads.taken(announced_bytes(request, size_bytes_max)),
+            read_upload(request, "file", size_bytes_max=size_bytes_max) as upload,
+        ):
             return await _register(request, services, upload)
 
-    @post("/", operation_class=form_operation(JobForm, MULTIPART), summary="Create a job")
+    @post(
+        "/",
+        operation_class=form_operation(
+            JobForm, MULTIPART, refined={"filename": {"minLength": 1}, "mode": {"enum": list(KINDS)}}
+        ),
+        summary="Create a job",
+        keyed=True,
+        refuses=(404,),
+        access="jobs:write",
+        limit="jobs",
+    )
     async def create(self, request: Request[Any, Any, Any], services: Parts) -> Response[JobAnswer]:
         fields = await read_form(request)
         try:
@@ -108,11 +139,12 @@ class LayeredImagesController(Controller):
     async def page(
         self,
         reads: Reads,
+        owner: Owner,
         skip: Annotated[int, QueryParameter(ge=0, le=1_000_000)] = 0,
         limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
     ) -> Response[JobsAnswer]:
-        page = await projection.newest(reads, kinds=list(MODES), skip=skip, limit=limit)
-        total = sum(count.jobs for count in await projection.counts(reads) if count.kind in MODES)
+        page = await projection.newest(reads, owner=owner, kinds=list(MODES), skip=skip, limit=limit)
+        total = sum(count.jobs for count in await projection.counts(reads, owner=owner) if count.kind in MODES)
         return found(JobsAnswer(await _answers(reads, page.rows), total), page.position)
 
     @get("/style-presets", summary="Modes and their styles")
@@ -124,12 +156,12 @@ class LayeredImagesController(Controller):
         row, position = await _row(reads, job_id)
         return found((await _answers(reads, [row]))[0], position)
 
-    @delete("/{job_id:str}", status_code=204, summary="Delete a job and its files")
+    @delete("/{job_id:str}", status_code=204, summary="Delete a job and its files", access="jobs:write")
     async def remove(self, services: Parts, reads: Reads, caller: Asks, job_id: FromPath[str]) -> Response[None]:
         row, _ = await _row(reads, job_id)
         return gone(await delete_job(services, row.job_id, caller))
 
-    @get("/{job_id:str}/download/{filename:str}", summary="One file of a completed job")
+    @get("/{job_id:str}/download/{filename:str}", summary="One file of a completed job", produces=FILES)
     async def download(self, services: Parts, reads: Reads, job_id: FromPath[str], filename: FromPath[str]) -> Stream:
         file = await _file(reads, job_id, filename)
         return await downloads.stream(services, file.object_key, filename=file.name, content_type=file.content_type)
@@ -142,13 +174,13 @@ class LayeredImagesController(Controller):
         return await downloads.describe(services, file.object_key, filename=file.name, content_type=file.content_type)
 
 
-@get("/", tags=["layered images"], summary="API info")
+@get("/", tags=["layered images"], summary="API info", access=None)
 async def info(request: Request[Any, Any, Any]) -> ApiInfo:
     config = request.app.openapi_config
     return ApiInfo("Sightline", config.version if config else "", "/docs", "/health")
 
 
-@get("/health", tags=["layered images"], summary="Health, with the queue's length")
+@get("/health", tags=["layered images"], summary="Health, with the queue's length", access=None)
 async def health(services: Parts) -> Health:
     counts = [count for count in await projection.counts(services.reads) if count.kind in MODES]
     by_status = {

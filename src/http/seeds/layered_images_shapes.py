@@ -43,6 +43,8 @@ FACADE = Facade(
             "content_type_mismatch",
             "image_truncated",
             "image_too_many_pixels",
+            "image_too_many_frames",
+            "image_expands_too_much",
             "image_undecodable",
             "malware_signature",
             "scan_timed_out",

@@ -1,0 +1,415 @@
+"""Every route × every role × {own, other's}, and every way of having no good credential: R17.
+
+The table below says again, in words of its own, what each route's declaration should come to; neither is made from the
+other. A route that is not listed here, or listed and not there, fails.
+"""
+
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import httpx
+import pytest
+import pytest_asyncio
+from litestar import Litestar
+from tests.conftest_log import LogDatabase
+from tests.conftest_service import by
+from tests.http.door import Door, opened, settings_for
+from tests.http.identity import SECRET
+
+from sightline.adapters.embedded.valkey import ValkeyServer
+from sightline.adapters.ids import uuid7
+from sightline.adapters.tokens import Tokens
+from sightline.commands import api_keys, assets, jobs, sessions, users
+from sightline.domain.access import Rights, Role
+from sightline.domain.assets import Scan
+from sightline.domain.kernel import Caller
+from sightline.http import auth
+from sightline.http.app import create_app
+from sightline.http.services import open_services
+from sightline.http.sessions import SessionController
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+OWN, ANY = {"own"}, {"own", "other"}
+ALL_OF_THEM = dict.fromkeys(Role, ANY)
+READ = {Role.ADMIN: ANY, Role.MANAGER: ANY, Role.AUDITOR: ANY, Role.OPERATOR: OWN, Role.VIEWER: OWN}
+WRITE = {Role.ADMIN: ANY, Role.MANAGER: OWN, Role.OPERATOR: OWN}
+MANAGE = {Role.ADMIN: ANY, Role.MANAGER: ANY}
+ANALYSE = {Role.ADMIN: ANY, Role.MANAGER: ANY, Role.AUDITOR: ANY}
+AUDIT = {Role.ADMIN: ANY, Role.AUDITOR: ANY}
+ADMINISTER = {Role.ADMIN: ANY}
+OF_ONESELF = {Role.ADMIN: ANY, Role.MANAGER: OWN, Role.AUDITOR: OWN, Role.OPERATOR: OWN, Role.VIEWER: OWN}
+WATCHED = OF_ONESELF | {Role.AUDITOR: ANY}
+PUBLIC: dict[Role, set[str]] = {}
+
+# Which of these paths' ids belong to somebody; for the others "own" and "other" are the same.
+OWNED = {"session_id", "job_id", "asset_id", "root_id", "key_id", "principal", "stream_id"}
+
+TABLE: dict[str, dict[Role, set[str]]] = {
+    "GET /": PUBLIC,
+    "GET /health": PUBLIC,
+    "GET /livez": PUBLIC,
+    "GET /readyz": PUBLIC,
+    "GET /metrics": PUBLIC,
+    "GET /openapi.json": PUBLIC,
+    "GET /redoc": PUBLIC,
+    "GET /docs": PUBLIC,
+    "GET /docs/openapi.json": PUBLIC,
+    "GET /docs/{path:str}": PUBLIC,
+    "GET /docs/oauth2-redirect.html": PUBLIC,
+    "GET /objects/{key:path}": PUBLIC,  # the signature in the query says who may
+    "PUT /objects/{key:path}": PUBLIC,
+    "GET /api/health": PUBLIC,
+    "POST /api/login": PUBLIC,
+    "POST /v1/auth/login": PUBLIC,
+    "POST /v1/auth/logout": ALL_OF_THEM,
+    "POST /v1/auth/password": ALL_OF_THEM,
+    "GET /v1/auth/me": ALL_OF_THEM,
+    "POST /v1/users": ADMINISTER,
+    "GET /v1/users": AUDIT,
+    "GET /v1/users/{user_id:uuid}": AUDIT,
+    "GET /v1/users/{stream_id:uuid}/history": AUDIT,
+    "POST /v1/users/{user_id:uuid}/role": ADMINISTER,
+    "POST /v1/users/{user_id:uuid}/password": ADMINISTER,
+    "POST /v1/users/{user_id:uuid}/deactivate": ADMINISTER,
+    "POST /v1/api-keys": ALL_OF_THEM,
+    "GET /v1/api-keys": ALL_OF_THEM,
+    "GET /v1/api-keys/{key_id:uuid}": WATCHED,
+    "GET /v1/api-keys/{stream_id:uuid}/history": WATCHED,
+    "DELETE /v1/api-keys/{key_id:uuid}": OF_ONESELF,
+    "GET /v1/quotas": ALL_OF_THEM,
+    "GET /v1/quotas/{principal:str}": WATCHED,
+    "GET /v1/quotas/{principal:str}/history": WATCHED,
+    "PUT /v1/quotas/{principal:str}": ADMINISTER,
+    "POST /v1/sessions": WRITE,
+    "GET /v1/sessions": READ,
+    "GET /v1/sessions/{session_id:uuid}": READ,
+    "GET /v1/sessions/{stream_id:uuid}/history": READ,
+    "POST /v1/sessions/{session_id:uuid}/close": WRITE,
+    "POST /v1/sessions/{session_id:uuid}/assets": WRITE,
+    "POST /v1/assets": WRITE,
+    "GET /v1/assets": READ,
+    "GET /v1/assets/{asset_id:uuid}": READ,
+    "GET /v1/assets/{stream_id:uuid}/history": READ,
+    "GET /v1/assets/{asset_id:uuid}/content": READ,
+    "POST /v1/assets/{asset_id:uuid}/complete": WRITE,
+    "DELETE /v1/assets/{asset_id:uuid}": WRITE,
+    "POST /v1/jobs": WRITE,
+    "GET /v1/jobs": READ,
+    "GET /v1/jobs/{job_id:uuid}": READ,
+    "GET /v1/jobs/{stream_id:uuid}/history": READ,
+    "GET /v1/jobs/{job_id:uuid}/artifacts": READ,
+    "GET /v1/jobs/{job_id:uuid}/artifacts/{name:str}": READ,
+    "GET /v1/jobs/{job_id:uuid}/receipt": READ,
+    "POST /v1/jobs/{job_id:uuid}/cancel": WRITE,
+    "POST /v1/jobs/{job_id:uuid}/requeue": MANAGE,
+    "DELETE /v1/jobs/{job_id:uuid}": WRITE,
+    "POST /v1/models": MANAGE,
+    "GET /v1/models": ALL_OF_THEM,
+    "GET /v1/models/active": ALL_OF_THEM,
+    "GET /v1/models/{model_id:uuid}": ALL_OF_THEM,
+    "GET /v1/models/{stream_id:uuid}/history": ALL_OF_THEM,
+    "POST /v1/models/{model_id:uuid}/sync": MANAGE,
+    "POST /v1/models/{model_id:uuid}/activate": MANAGE,
+    "GET /v1/model-slots": ALL_OF_THEM,
+    "GET /v1/model-slots/{task:str}": ALL_OF_THEM,
+    "GET /v1/model-slots/{task:str}/history": ALL_OF_THEM,
+    "POST /v1/model-slots/{task:str}/rollback": MANAGE,
+    "GET /v1/events": AUDIT,
+    "GET /v1/events/{position:int}/causes": AUDIT,
+    "GET /v1/trace/{kind:str}/{root_id:uuid}": READ,
+    "GET /v1/audit/checkpoint": AUDIT,
+    "GET /v1/audit/key": AUDIT,
+    "GET /v1/audit/proof/{position:int}": AUDIT,
+    "GET /v1/audit/consistency": AUDIT,
+    "GET /v1/audit/export": AUDIT,
+    "GET /v1/analytics": ANALYSE,
+    "GET /v1/analytics/{name:str}": ANALYSE,
+    "GET /v1/projections": ANALYSE,
+    "GET /v1/projections/{name:str}": ANALYSE,
+    "POST /v1/projections/{name:str}/rebuild": ADMINISTER,
+    "POST /v1/projections/{name:str}/verify": ADMINISTER,
+    "POST /api/jobs/upload": WRITE,
+    "POST /api/jobs": WRITE,
+    "GET /api/jobs": READ,
+    "GET /api/jobs/style-presets": READ,
+    "GET /api/jobs/{job_id:str}": READ,
+    "DELETE /api/jobs/{job_id:str}": WRITE,
+    "GET /api/jobs/{job_id:str}/download/{filename:str}": READ,
+    "HEAD /api/jobs/{job_id:str}/download/{filename:str}": READ,
+}
+# A body that reaches the handler is not needed: whoever may not is told so before it is read.
+FILLED = {"name:str": "jobs", "task:str": "nothing", "position:int": "1", "filename:str": "x.png", "kind:str": "jobs"}
+
+
+class Person(NamedTuple):
+    """Somebody with one of everything."""
+
+    user_id: UUID
+    actor: str
+    token: str
+    ids: dict[str, str]
+
+
+def listed(app: Litestar) -> set[str]:
+    """Every method and path that is served, Litestar's automatic OPTIONS aside."""
+    found = set()
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            if not auth.is_automatic(handler):
+                found |= {f"{method} {route.path}" for method in handler.http_methods}
+    return found
+
+
+def as_actor(actor: str) -> Caller:
+    return by(actor)
+
+
+async def person(door: Door, role: Role, name: str) -> Person:
+    services = door.services
+    execute = services.commands.execute
+    user_id = uuid7()
+    actor = f"user:{user_id}"
+    register = users.RegisterUser(
+        user_id=user_id,
+        email=f"{name}@example.org",
+        full_name=name,
+        role=role,
+        password_hash="$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$U1vCZtyPnmQ1yNnHrw0wAWeaBJ4GBlSRVdRZ4Fxe1n8",
+    )
+    await execute(users.register_user, register, by("system"))
+    session = sessions.CreateSession(session_id=uuid7(), user_id=None, duration_s=600)
+    await execute(sessions.create_session, session, as_actor(actor))
+    job = jobs.SubmitJob(job_id=uuid7(), kind="noop", pending_max=1_000)
+    await execute(jobs.submit_job, job, as_actor(actor))
+    asset = assets.RegisterAsset(
+        asset_id=uuid7(),
+        filename="picture.png",
+        content_type="image/png",
+        found_content_type="image/png",
+        size_bytes=1,
+        sha256="0" * 64,
+        scan=Scan(engine="test", width_px=1, height_px=1, code=None),
+        purpose="image",
+    )
+    await execute(assets.register_asset, asset, as_actor(actor))
+    key_id = await api_key(door, user_id, actor)
+    ids = {
+        "session_id": str(session.session_id),
+        "job_id": str(job.job_id),
+        "asset_id": str(asset.asset_id),
+        "root_id": str(job.job_id),
+        "key_id": str(key_id),
+        "principal": actor,
+        "user_id": str(user_id),
+        "model_id": str(uuid7()),
+    }
+    return Person(user_id, actor, token(user_id), ids)
+
+
+async def api_key(door: Door, user_id: UUID, actor: str) -> UUID:
+    issue = api_keys.IssueApiKey(
+        name="a key",
+        owner_id=user_id,
+        issuer=Rights(Role.ADMIN),
+        role=Role.VIEWER,
+        scopes=None,
+        expires_at=datetime.now(UTC) + timedelta(days=1),
+        prefix=secrets.token_hex(8),
+        secret_sha256="0" * 64,
+    )
+    return (await door.services.commands.execute(api_keys.issue_api_key, issue, as_actor(actor))).stream_id
+
+
+def token(user_id: UUID, generation: int = 1, *, lifetime_s: int = 600) -> str:
+    return Tokens([SECRET.encode()], lifetime_s=lifetime_s).issue(user_id, generation)[0]
+
+
+class House(NamedTuple):
+    """A door with authentication, somebody in each role, and somebody else whose things they may want."""
+
+    door: Door
+    people: dict[Role, Person]
+    other: Person
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def house(
+    door_database: LogDatabase, valkey_server: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[House]:
+    settings = settings_for(
+        door_database,
+        valkey_server.url,
+        tmp_path_factory.mktemp("house"),
+        auth_enabled=True,
+        secret_key=SECRET,
+        rate_limits_enabled=False,
+    )
+    async with opened(settings) as door:
+        people = {role: await person(door, role, role.lower()) for role in Role}
+        other = await person(door, Role.OPERATOR, "other")
+        await door.caught_up()
+        yield House(door, people, other)
+
+
+NOUNS = {"sessions": "session_id", "jobs": "job_id", "assets": "asset_id", "api-keys": "key_id"}
+
+
+def path_of(row: str, ids: dict[str, str]) -> str:
+    """A row's path with somebody's ids in it."""
+    path = row.partition(" ")[2]
+    for placeholder in re.findall(r"\{(.*?)\}", path):
+        name = placeholder.partition(":")[0]
+        if name == "stream_id":
+            name = NOUNS.get(path.split("/")[2], "")
+        nobodys = name == "user_id" or not name
+        filled = str(uuid7()) if nobodys else ids.get(name) or FILLED.get(placeholder, "nothing")
+        path = path.replace(f"{{{placeholder}}}", filled)
+    return f"{path}?from=nothing" if path == "/v1/audit/export" else path  # else it waits for somebody to sign
+
+
+def names_an_owner(row: str) -> bool:
+    found = {name.partition(":")[0] for name in re.findall(r"\{(.*?)\}", row)}
+    shared = row.startswith(("GET /v1/users", "GET /v1/models")) and "stream_id" in found
+    return bool(found & OWNED) and not shared
+
+
+async def ask(house: House, row: str, ids: dict[str, str], headers: dict[str, str]) -> httpx.Response:
+    return await house.door.client.request(row.partition(" ")[0], path_of(row, ids), headers=headers)
+
+
+async def wrong_with(house: House, row: str) -> list[str]:
+    """What of a row's promises is not kept."""
+    wrong = []
+    for role, one in house.people.items():
+        asking = await person(house.door, role, secrets.token_hex(8)) if row == "POST /v1/auth/logout" else one
+        for whose, ids in (("own", asking.ids), ("other", house.other.ids)):
+            if whose == "other" and not names_an_owner(row):
+                continue
+            answer = await ask(house, row, ids, {"Authorization": f"Bearer {asking.token}"})
+            reaches = TABLE[row].get(role, set()) if TABLE[row] is not PUBLIC else ANY
+            may = whose in reaches if names_an_owner(row) else bool(reaches)
+            if may != (answer.status_code not in {401, 403}) and not _by_signature(answer):
+                wrong.append(f"{role} {whose}: {answer.status_code}")
+            if not may and row.startswith("HEAD "):
+                continue
+            wanted = [one for one in Role if (TABLE[row].get(one, set()) >= ANY if reaches else one in TABLE[row])]
+            if not may and answer.headers.get("X-Required-Roles") != ", ".join(wanted):
+                wrong.append(f"{role} {whose}: X-Required-Roles {answer.headers.get('X-Required-Roles')}, not {wanted}")
+    return wrong
+
+
+def _by_signature(answer: httpx.Response) -> bool:
+    """Objects are for whoever has a signed URL, and nobody in this table has."""
+    return answer.request.url.path.startswith("/objects/") and answer.json().get("code") == "signature_invalid"
+
+
+async def test_every_route_is_listed(house: House) -> None:
+    assert listed(create_app(house.door.services)) == TABLE.keys()
+
+
+@pytest.mark.parametrize("row", TABLE)
+async def test_who_may(house: House, row: str) -> None:
+    assert await wrong_with(house, row) == []
+
+
+@pytest.mark.parametrize("row", [row for row, may in TABLE.items() if may])
+async def test_nobody_without_a_good_credential(house: House, row: str, gone: dict[str, dict[str, str]]) -> None:
+    """Anonymous, expired, taken back, deactivated: taken back in another process, whose caches these are not."""
+    for why, headers in gone.items():
+        answer = await ask(house, row, house.other.ids, headers)
+        assert answer.status_code == 401, (why, answer.text)
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer"), why
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gone(house: House) -> dict[str, dict[str, str]]:
+    """Headers that are not good any more, by why."""
+    found: dict[str, dict[str, str]] = {"anonymous": {}}
+    admin = house.people[Role.ADMIN]
+    found["expired"] = _bearer(token(admin.user_id, lifetime_s=-1))
+    found["of a generation to come"] = _bearer(token(admin.user_id, 2))
+    found["two at once"] = _bearer(admin.token) | {"X-API-Key": "sl_0_0"}
+    async with open_services(house.door.services.settings) as elsewhere:
+        ends: dict[str, Callable[[UUID], tuple[Any, Any]]] = {
+            "logged out": lambda one: (users.revoke_tokens, users.RevokeTokens(user_id=one)),
+            "deactivated": lambda one: (users.deactivate_user, users.DeactivateUser(user_id=one)),
+            "another role": lambda one: (users.change_role, users.ChangeRole(user_id=one, role=Role.MANAGER)),
+        }
+        for why, end in ends.items():
+            ending = await person(house.door, Role.ADMIN, secrets.token_hex(8))
+            found[why] = _bearer(ending.token)
+            known = await house.door.client.get("/v1/auth/me", headers=found[why])
+            assert known.status_code == 200, "it is in the cache of this process"
+            handler, command = end(ending.user_id)
+            await elsewhere.commands.execute(handler, command, by("system"))
+    return found
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize(
+    ("row", "breaking"),
+    [("GET /v1/jobs/{job_id:uuid}", "_require_own"), ("POST /v1/jobs/{job_id:uuid}/requeue", "require")],
+)
+async def test_a_door_that_lets_everybody_in_is_found(
+    house: House, monkeypatch: pytest.MonkeyPatch, row: str, breaking: str
+) -> None:
+    if breaking == "require":
+        monkeypatch.setattr(auth, "require", lambda *_: "any")
+    else:
+        monkeypatch.setattr(auth, "require_own", lambda *_, **__: None)
+    assert await wrong_with(house, row)
+
+
+async def test_a_route_that_says_nothing_is_not_served(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SessionController, "opt", {})
+    with pytest.raises(LookupError, match="declares no access"):
+        create_app(house.door.services)
+
+
+# What no path names: ids in bodies, and lists.
+
+
+async def test_a_body_reaches_only_what_is_ones_own(house: House) -> None:
+    mine = await person(house.door, Role.OPERATOR, secrets.token_hex(8))
+    theirs = (await person(house.door, Role.OPERATOR, secrets.token_hex(8))).ids
+    asking = _bearer(mine.token)
+    client = house.door.client
+    fed = {"kind": "layer-photo-realistic", "inputs": [theirs["asset_id"]]}
+    into = {"kind": "noop", "session_id": theirs["session_id"]}
+    attached = f"/v1/sessions/{mine.ids['session_id']}/assets"
+    form = {"filename": f"{theirs['asset_id']}.png", "mode": "photo-realistic"}
+    answers = [
+        await client.post("/v1/jobs", json=fed, headers=asking),
+        await client.post("/v1/jobs", json=into, headers=asking),
+        await client.post(attached, json={"asset_id": theirs["asset_id"]}, headers=asking),
+        await client.post("/api/jobs", data=form, headers=asking),
+    ]
+    assert [answer.status_code for answer in answers] == [403] * 4
+    own = {"kind": "noop", "session_id": mine.ids["session_id"]}
+    assert (await client.post("/v1/jobs", json=own, headers=asking)).status_code == 201, "the control"
+
+
+@pytest.mark.parametrize("noun", ["jobs", "sessions", "assets"])
+async def test_a_list_shows_what_one_may_see(house: House, noun: str) -> None:
+    async def owners(role: Role) -> set[str]:
+        answer = await house.door.client.get(f"/v1/{noun}?limit=200", headers=_bearer(house.people[role].token))
+        return {item["owner"] for item in answer.json()["items"]}
+
+    await house.door.caught_up()
+    for role in (Role.OPERATOR, Role.VIEWER):
+        assert await owners(role) <= {house.people[role].actor}
+    for role in (Role.ADMIN, Role.MANAGER, Role.AUDITOR):
+        assert len(await owners(role)) > 2
+
+
+async def test_the_seeds_list_counts_ones_own(house: House) -> None:
+    viewer = await house.door.client.get("/api/jobs", headers=_bearer(house.people[Role.VIEWER].token))
+    assert viewer.json() == {"jobs": [], "total": 0}
