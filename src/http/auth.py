@@ -107,11 +107,11 @@ class Guard:
         """
         bearer, key = headers.get("authorization"), headers.get("x-api-key")
         if (bearer is None) == (key is None):
-            raise NotAuthenticated("send Authorization: Bearer, or X-API-Key")
+            raise NotAuthenticated("send a bearer token, or a key in X-API-Key, and not both")
         if bearer is not None:
             shown = _BEARER.fullmatch(bearer)
             if shown is None:
-                raise NotAuthenticated("Authorization is Bearer and a token")
+                raise NotAuthenticated("what Authorization holds is no bearer token")
             given = shown[1]
         else:
             given = key or ""
