@@ -37,7 +37,8 @@ FIELD_BYTES_MAX = 64 * 1024
 FORM_BYTES_MAX = 1024 * 1024  # of a form without its file
 
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive, and good for a text that is cut off as well: it is looked at once, whatever it holds.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.|\\\Z)*+(?:"|\Z)', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 
