@@ -61,7 +61,7 @@ EXPOSED_HEADERS = [
 PAGE_CSP = (
     "default-src 'none'; connect-src 'self'; img-src 'self' data: https:; font-src https: data:; worker-src blob:;"
     " style-src 'unsafe-inline' https:; script-src 'unsafe-inline' 'unsafe-eval' https://cdn.jsdelivr.net;"
-    " frame-ancestors 'none'"
+    " base-uri 'none'; frame-ancestors 'none'"
 )
 
 _REDOC = RedocRenderPlugin(path="/redoc")

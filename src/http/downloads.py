@@ -16,7 +16,7 @@ SERVED_TYPES = PURPOSES["artifact"].content_types
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     # For whoever opens it all the same: a document without origin, scripts, forms, or anything to load.
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; sandbox",
     "Accept-Ranges": "none",
 }
 

@@ -140,7 +140,7 @@ async def test_security_headers_are_on_every_answer(door: Door) -> None:
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["X-Frame-Options"] == "DENY"
         assert headers["Referrer-Policy"] == "no-referrer"
-        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        assert "base-uri 'none'; frame-ancestors 'none'" in headers["Content-Security-Policy"]
         assert ("script-src" in headers["Content-Security-Policy"]) == (path == "/docs")
 
 
