@@ -6,6 +6,7 @@ more; and counts what the log holds. It ends with status 1 where that is not one
 """
 
 import asyncio
+import logging
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import click
 import httpx
+import structlog
 from msgspec import Struct
 from rich.progress import Progress
 from tests.conftest_log import LogDatabase, database
@@ -143,6 +145,7 @@ async def run(made: LogDatabase, redis_url: str, directory: Path, keys: int, *, 
 @click.option("--control", is_flag=True, help="With processes to which a key says nothing.")
 def main(keys: int, *, control: bool) -> None:
     """Send so many keys five times each, and count what came of it."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     with (
         tempfile.TemporaryDirectory(prefix="sightline-duplicates-") as directory,
         PostgresServer(Path(directory)) as server,

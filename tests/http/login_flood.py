@@ -6,6 +6,7 @@ through beside what the documents say. It ends with status 1 where that is more.
 """
 
 import asyncio
+import logging
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 import httpx
+import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 from tests.conftest_log import database
@@ -94,6 +96,7 @@ async def _both(settings: Settings, logins: int) -> list[tuple[str, Flood]]:
 @click.option("--logins", default=10_000, show_default=True)
 def main(logins: int) -> None:
     """Send so many logins, twice."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     with (
         tempfile.TemporaryDirectory(prefix="sightline-flood-") as directory,
         PostgresServer(Path(directory)) as server,
