@@ -40,7 +40,8 @@ class Window(Struct, frozen=True):
 
 
 _CREATED: LiteralString = "created_at >= %(since)s AND created_at < %(until)s"
-_VALID: LiteralString = "valid_times && tstzrange(%(since)s, %(until)s)"
+# A range that ends before it begins is an error to the database; to whoever asks, a time in which nothing was.
+_VALID: LiteralString = "valid_times && tstzrange(%(since)s, greatest(%(since)s::timestamptz, %(until)s::timestamptz))"
 
 REPORTS: dict[str, Report] = {
     "jobs": Report(

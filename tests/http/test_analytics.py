@@ -93,6 +93,14 @@ async def test_what_cannot_be_answered(door: Door, query: str, status: int, code
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
+async def test_a_time_that_ends_before_it_begins_holds_nothing(door: Door) -> None:
+    await door.client.post("/v1/jobs", json={"kind": "noop"})
+    await door.caught_up()
+    for name in ("job-rows", "jobs-history", "sessions-history", "models-history", "model-activations"):
+        answer = await door.client.get(f"/v1/analytics/{name}?from=2099-01-01&to=0477-08-24")
+        assert (answer.status_code, answer.json()["items"]) == (200, [])
+
+
 async def test_a_zone_with_a_plus_that_nobody_escaped(door: Door) -> None:
     answer = await door.client.get("/v1/analytics/jobs?from=2026-01-01T00:00:00+02:00&format=csv")
     assert answer.status_code == 200
