@@ -23,8 +23,8 @@ class Role(StrEnum):
 
 
 # What people own, and what belongs to all.
-_OWNED = ("assets", "sessions", "jobs")
-_SHARED_READS = ("models:read",)
+_OWNED = ("assets", "sessions", "jobs", "webhooks")
+_SHARED_READS = ("models:read", "queues:read")
 _SELF: Mapping[str, Reach] = {
     "self:read": "any",
     "self:write": "any",
@@ -33,7 +33,16 @@ _SELF: Mapping[str, Reach] = {
     "keys:write": "own",
     "quotas:read": "own",
 }
-_MANAGED = ("models:write", "models:activate", "jobs:requeue", "trace:read", "analytics:read", "projections:read")
+_MANAGED = (
+    "models:write",
+    "models:activate",
+    "models:infer",
+    "jobs:requeue",
+    "queues:write",
+    "trace:read",
+    "analytics:read",
+    "projections:read",
+)
 _AUDITED = ("audit:read", "trace:read", "analytics:read", "projections:read", "users:read", "keys:read", "quotas:read")
 _ADMINISTERED = ("projections:write", "users:write", "keys:write", "quotas:write", "audit:export", "limits:lift")
 
@@ -50,7 +59,7 @@ _WORK = _each(_OWNED, "read", "own") | _each(_OWNED, "write", "own") | _any(_SHA
 
 GRANTS: Mapping[Role, Mapping[str, Reach]] = {
     Role.VIEWER: {**_each(_OWNED, "read", "own"), **_any(_SHARED_READS), **_SELF},
-    Role.OPERATOR: {**_WORK, **_SELF},
+    Role.OPERATOR: {**_WORK, **_SELF, "models:infer": "any"},
     Role.AUDITOR: {**_each(_OWNED, "read", "any"), **_any(_SHARED_READS), **_SELF, **_any((*_AUDITED, "audit:export"))},
     Role.MANAGER: {**_WORK, **_each(_OWNED, "read", "any"), **_SELF, **_any(_MANAGED)},
     Role.ADMIN: _any(

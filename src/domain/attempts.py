@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from . import retries
 from .jobs import (
     Artifact,
     Event,
@@ -28,8 +29,8 @@ from .jobs import (
     require_present,
 )
 from .kernel import Invalid, InvalidState, NotFound, Rejection, derived_id, require_sha256, require_within, storable
+from .retries import RETRY_DELAY_S_MAX
 
-RETRY_DELAY_S_MAX = 300.0
 OUTPUTS_MAX = 100
 MESSAGE_CHARS_MAX = 1000
 CODE_CHARS_MAX = 100
@@ -49,7 +50,15 @@ class AttemptIsOver(Rejection):
 # Decisions of the worker that holds it
 
 
-def start(job: Job, *, worker: str, lease_until: datetime, now: datetime, attempt: int | None = None) -> list[Event]:
+def start(
+    job: Job,
+    *,
+    worker: str,
+    lease_until: datetime,
+    now: datetime,
+    attempt: int | None = None,
+    limited: bool = False,
+) -> list[Event]:
     """Claim a waiting job that is due. `attempt`, if given, must be the next one."""
     require_present(job)
     if job.status == "processing" and job.worker == worker and attempt in {None, job.attempt}:
@@ -58,7 +67,7 @@ def start(job: Job, *, worker: str, lease_until: datetime, now: datetime, attemp
         raise InvalidState(f"the job is {job.status}" + (f" until {job.not_before}" if is_pending(job) else ""))
     if attempt not in {None, job.attempt + 1}:
         raise InvalidState(f"the next attempt is {job.attempt + 1}, not {attempt}")
-    return [JobStarted(at=now, attempt=job.attempt + 1, worker=worker, lease_until=lease_until)]
+    return [JobStarted(at=now, attempt=job.attempt + 1, worker=worker, lease_until=lease_until, limited=limited)]
 
 
 def report_progress(
@@ -132,7 +141,7 @@ def fail(
     if job.cancel_requested_by is not None:
         return [JobCancelled(at=now, by=job.cancel_requested_by)]
     code, message = storable(code, CODE_CHARS_MAX), storable(message, MESSAGE_CHARS_MAX)
-    if not retryable:
+    if not retries.is_retried(code, retryable=retryable):
         return [JobFailed(at=now, attempt=attempt, code=code, message=message)]
     if attempt >= job.attempts_max:
         return [JobDeadLettered(at=now, attempt=attempt, code=code, message=message)]
@@ -200,9 +209,8 @@ def refusal(job: Job, *, attempt: int, worker: str) -> str | None:
 
 
 def retry_delay_s(attempt: int, *, base_s: float, jitter: float) -> float:
-    """How long to wait after `attempt` failed: base·2^(attempt−1), at most 300 s, times `jitter` (0 to 1)."""
-    doublings = min(attempt - 1, 30)  # Beyond it the cap rules anyway, and floats end somewhere.
-    return min(RETRY_DELAY_S_MAX, base_s * 2.0**doublings) * jitter
+    """How long to wait after `attempt` failed in a way that nothing is known of; see retries."""
+    return retries.retry_delay_s("", attempt, base_s, jitter)
 
 
 def artifact_id(job_id: UUID, name: str) -> UUID:

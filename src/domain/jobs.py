@@ -5,7 +5,7 @@ of a dead letter, go back to pending; deleted is a tombstone. The number of the 
 it only grows, through a requeue too, and only the worker that holds the current one may write.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
@@ -19,6 +19,9 @@ TIMEOUT_S_DEFAULT, TIMEOUT_S_MAX = 600, 24 * 3600
 ATTEMPTS_DEFAULT, ATTEMPTS_MAX = 3, 20
 INPUTS_MAX = 100
 URL_CHARS_MAX = 2000
+DELAY_MAX = timedelta(days=90)
+UNIQUE_KEY_CHARS_MAX = 200
+REF_CHARS_MAX = 200
 
 Status = Literal["pending", "processing", "completed", "failed", "cancelled", "expired", "deleted"]
 
@@ -70,6 +73,9 @@ class JobSubmitted(Struct, frozen=True, kw_only=True, tag="job.submitted"):
     attempts_max: int = ATTEMPTS_DEFAULT
     callback_url: str | None = None
     counted: bool = False  # its owner has a quota, which it and the seconds of its attempts are counted against
+    not_before: datetime | None = None  # its first attempt waits until then
+    unique_key: str | None = None  # while it is not over, its owner has no other job of this kind under this key
+    ref: str | None = None  # what whoever submitted it calls it; nothing here reads it
 
 
 class JobStarted(Struct, frozen=True, kw_only=True, tag="job.started"):
@@ -77,6 +83,7 @@ class JobStarted(Struct, frozen=True, kw_only=True, tag="job.started"):
     attempt: int
     worker: str
     lease_until: datetime
+    limited: bool = False  # it counts against how many of its kind may run at once
 
 
 class JobProgressed(Struct, frozen=True, kw_only=True, tag="job.progressed"):
@@ -182,6 +189,7 @@ class Job(Struct, frozen=True):
         attempt: the fencing token: the number of the current attempt, or of the last one.
         attempts_max: the last attempt's number before it becomes a dead letter.
         worker: who holds the current attempt, or held the last one.
+        limited: the current attempt, or the last one, counts against how many of its kind may run at once.
         result: what was brought, once completed.
         refused: attempts whose late result was told already.
     """
@@ -203,6 +211,7 @@ class Job(Struct, frozen=True):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     updated_at: datetime | None = None
+    limited: bool = False
 
 
 def evolve(job: Job, event: Event) -> Job:
@@ -214,10 +223,10 @@ def evolve(job: Job, event: Event) -> Job:
 def _moved(job: Job, event: Event) -> Job:
     match event:
         case JobSubmitted(attempts_max=attempts_max):
-            return Job("pending", event, attempts_max=attempts_max)
+            return Job("pending", event, attempts_max=attempts_max, not_before=event.not_before)
         case JobStarted(at=at, attempt=attempt, worker=worker):
             begun = replace(job, status="processing", attempt=attempt, worker=worker, started_at=at)
-            return replace(begun, percent=0, message="")
+            return replace(begun, percent=0, message="", limited=event.limited)
         case JobProgressed(percent=percent, message=message):
             return replace(job, percent=percent, message=message)
         case JobRetryScheduled(not_before=not_before, code=code, message=message):
@@ -267,6 +276,9 @@ def submit(
     attempts_max: int = ATTEMPTS_DEFAULT,
     callback_url: str | None = None,
     counted: bool = False,
+    not_before: datetime | None = None,
+    unique_key: str | None = None,
+    ref: str | None = None,
 ) -> list[Event]:
     """Ask for it. `params` are those that `kinds.parse` gave back; inputs, session and model were consulted."""
     if job.status is not None:
@@ -279,6 +291,15 @@ def submit(
         raise Invalid("a model version is pinned together with its SHA-256")
     if callback_url is not None and not _is_url(callback_url):
         raise Invalid(f"callback_url is an http(s) URL of at most {URL_CHARS_MAX} characters")
+    if not_before is not None and not_before > now + DELAY_MAX:
+        raise Invalid(f"not_before lies at most {DELAY_MAX.days} days ahead")
+    if unique_key is not None and (not 1 <= len(unique_key) <= UNIQUE_KEY_CHARS_MAX or not unique_key.isprintable()):
+        raise Invalid(f"a unique_key has 1 to {UNIQUE_KEY_CHARS_MAX} printable characters")
+    if ref is not None and len(ref) > REF_CHARS_MAX:
+        raise Invalid(f"a ref has at most {REF_CHARS_MAX} characters")
+    if not_before is not None:
+        # In UTC, since a table takes no zone beyond 15:59; and one that is over says nothing.
+        not_before = not_before.astimezone(UTC) if not_before > now else None
     return [
         JobSubmitted(
             at=now,
@@ -296,6 +317,9 @@ def submit(
             attempts_max=attempts_max,
             callback_url=callback_url,
             counted=counted,
+            not_before=not_before,
+            unique_key=unique_key,
+            ref=ref,
         )
     ]
 
