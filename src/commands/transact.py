@@ -17,23 +17,19 @@ import msgspec
 from msgspec import Struct
 
 from ..adapters import metrics
-from ..adapters.event_store.codec import Fact
+from ..adapters.event_store.codec import Recorded
 from ..adapters.event_store.store import EventStore
-from ..adapters.event_store.wire import Append, Expectation, Guard
 from ..adapters.event_store.writer import Appended, Blocked, Repeat, Stale
-from ..adapters.hints import Candidate, JobHints, Offers
+from ..adapters.hints import JobHints, Offers
 from ..adapters.vault import Vault
 from ..domain import api_keys, users
-from ..domain.access import require_own
 from ..domain.events import kind_of
 from ..domain.kernel import Aggregate, Caller, Invalid, NotFound, Rejection
-from ..domain.sealed import Sealed
 from .freshness import Freshness
+from .transaction import KeptResult, Loaded, Queued, States, Transaction
 
 S = TypeVar("S")
 C = TypeVar("C")
-
-States = OrderedDict[UUID, tuple[Any, int]]
 
 DECISIONS_MAX = 5
 CACHED_STATES_MAX = 20_000
@@ -57,30 +53,6 @@ class EpochChanged(Rejection):
     code = "epoch_changed"
 
 
-class StaleVersion(Rejection):
-    """The caller wants to change what it saw, and the stream has moved since."""
-
-    code = "precondition_failed"
-
-
-class Loaded(Struct, Generic[S]):
-    """One stream within a transaction.
-
-    Attributes:
-        state: what has been said, this transaction's own events included.
-        version: of the stream when it was loaded; 0 before its first event.
-        said: this transaction's events.
-        fresh: the log was asked for it in this transaction, or its absence is taken for granted.
-    """
-
-    aggregate: Aggregate[S]
-    stream_id: UUID
-    state: S
-    version: int
-    said: list[Any]
-    fresh: bool
-
-
 class Receipt(Struct, Generic[S], frozen=True):
     """What a command led to.
 
@@ -99,149 +71,6 @@ class Receipt(Struct, Generic[S], frozen=True):
     recorded_at: datetime | None
     events: Sequence[Any]
     repeat: bool = False
-
-
-class KeptResult(Struct, frozen=True):
-    """What the receipt of a keyed command keeps: enough to rebuild the answer, nothing secret."""
-
-    ref: UUID
-    digest: str
-
-
-class _Queue(Exception):
-    """The stream is being served in turn; wait for it."""
-
-    def __init__(self, stream_id: UUID) -> None:
-        self.stream_id = stream_id
-
-
-class _Known(Rejection):
-    """The command has a receipt; nobody is told so, for it is replayed."""
-
-
-class Transaction:
-    """One run of one handler."""
-
-    def __init__(
-        self,
-        commands: "Commands",
-        caller: Caller,
-        doubted: set[UUID],
-        held: frozenset[UUID],
-        versions: frozenset[int] | None = None,
-    ) -> None:
-        self.caller = caller
-        self._versions = versions
-        self.commands = commands
-        self.epoch = commands.store.writer.epoch
-        self.states = commands.states
-        self.candidates: list[Candidate] = []
-        self.own: Loaded[Any] | None = None  # the first stream that may be written: what the command is about
-        self._doubted = doubted
-        self._held = held
-        self._loaded: dict[UUID, Loaded[Any]] = {}
-        self._guards: list[Guard] = []
-        self._refusals: dict[str, Rejection] = {}
-
-    async def load(self, aggregate: Aggregate[S], stream_id: UUID) -> Loaded[S]:
-        """A stream that may be written; also for one that is only looked at, use look()."""
-        if self.commands.in_turn(stream_id) and stream_id not in self._held:
-            raise _Queue(stream_id)
-        loaded = await self._load(aggregate, stream_id)
-        self.own = self.own or loaded
-        wanted, self._versions = self._versions, None
-        if wanted is not None and loaded.version not in wanted:
-            raise StaleVersion(f"the version is {loaded.version} now")
-        return loaded
-
-    async def look(self, aggregate: Aggregate[S], stream_id: UUID) -> S:
-        """The state of a stream that the decision rests on; if it moves before the append, it is decided again."""
-        return (await self._load(aggregate, stream_id)).state
-
-    async def create(self, aggregate: Aggregate[S], stream_id: UUID) -> Loaded[S]:
-        """A stream that is new, most likely: its absence is expected by the append, and read only if that was wrong."""
-        if stream_id in self._doubted:
-            return await self.load(aggregate, stream_id)
-        loaded = Loaded(aggregate, stream_id, aggregate.initial, 0, [], fresh=True)
-        self._loaded[stream_id] = loaded
-        self.own = self.own or loaded
-        return loaded
-
-    def say(self, loaded: Loaded[S], events: Sequence[Any]) -> Loaded[S]:
-        """Say `events` on a stream; its state moves on at once."""
-        for event in events:
-            loaded.state = loaded.aggregate.evolve(loaded.state, event)
-            loaded.said.append(event)
-        return loaded
-
-    async def seal(self, field: str, *, person: str, text: str) -> Sealed:
-        """Personal data, as Vault.seal: the only form in which an event may hold it. Called after the command's own
-        stream was loaded or created.
-
-        A repeat ends here and is answered as one: it must not give a new key to somebody who was erased meanwhile.
-        """
-        vault = self.commands.vault
-        assert vault is not None, "these commands have no vault"
-        if await self.commands.store.reader.receipt(self.caller.command_id) is not None:
-            raise _Known
-        return await vault.seal(field, person=person, text=text)
-
-    def guard(self, key: str, delta: int, limit: int | None = None, refusal: Rejection | None = None) -> None:
-        """Move a counter with the append; past its limit the command fails with `refusal`."""
-        self._guards.append(Guard(key, delta, limit))
-        if refusal is not None:
-            self._refusals[key] = refusal
-
-    def waiting(self, job_id: UUID, kind: str, priority: int, since: datetime) -> None:
-        """Tell the workers of `kind`, once the append is durable, that this job waits."""
-        self.candidates.append(Candidate(job_id, kind, priority, since))
-
-    async def _load(self, aggregate: Aggregate[S], stream_id: UUID) -> Loaded[S]:
-        loaded = self._loaded.get(stream_id)
-        if loaded is None:
-            state, version, fresh = await self.commands.state(
-                aggregate, stream_id, read_tail=stream_id in self._doubted
-            )
-            loaded = self._loaded[stream_id] = Loaded(aggregate, stream_id, state, version, [], fresh=fresh)
-            self._require_own(loaded)
-        return loaded
-
-    def _require_own(self, loaded: Loaded[Any]) -> None:
-        """Whatever a command names, in its path or anywhere in its body, it reaches what its caller may reach."""
-        grant, owner_of = self.caller.grant, loaded.aggregate.owner
-        if grant is not None and owner_of is not None and loaded.version:
-            require_own(grant.reach, owner=owner_of(loaded.state), actor=self.caller.actor, permission=grant.permission)
-
-    @property
-    def streams(self) -> set[UUID]:
-        return set(self._loaded)
-
-    @property
-    def rests_on_cache(self) -> bool:
-        return not all(one.fresh for one in self._loaded.values())
-
-    def written(self) -> list[Loaded[Any]]:
-        return [one for one in self._loaded.values() if one.said]
-
-    def refusal(self, key: str) -> Rejection:
-        return self._refusals.get(key) or Invalid(f"{key} is at its limit")
-
-    def append(self, answer: Loaded[Any]) -> Append:
-        """The whole transaction as one append."""
-        mapper = self.commands.store.mapper
-        kept = KeptResult(answer.stream_id, self.caller.request_digest) if self.caller.request_digest else None
-        return Append(
-            command_id=self.caller.command_id,
-            expectations=[Expectation(one.stream_id, one.version, bool(one.said)) for one in self._loaded.values()],
-            events=[
-                mapper.to_stored_event(Fact(one.stream_id, version, event))
-                for one in self.written()
-                for version, event in enumerate(one.said, one.version + 1)
-            ],
-            metadata=mapper.metadata(self.caller),
-            guards=self._guards,
-            result=msgspec.json.encode(kept) if kept else None,
-        )
 
 
 Handler = Callable[[Transaction, C], Awaitable[Loaded[S]]]
@@ -292,7 +121,7 @@ class Commands:
                 try:
                     await _require_live(caller, tx.look)
                     answer = await handler(tx, command)
-                except _Queue as queue:
+                except Queued as queue:
                     turns.add(queue.stream_id)
                     continue
                 except Rejection:
@@ -379,6 +208,20 @@ class Commands:
         if version:
             _remember(states, stream_id, state, version)
         return state, version, True
+
+    async def fold_streams(self, aggregate: Aggregate[S], stream_ids: Sequence[UUID]) -> list[tuple[S, Recorded]]:
+        """The states of streams of one noun, each with its last event, in one query; and kept, so that what is decided
+        on them next reads nothing. Those that there are not, or that are another noun's, are left out.
+        """
+        states, folded = self.states, dict[UUID, tuple[S, Recorded]]()
+        for recorded in await self.store.reader.streams(stream_ids):
+            if kind_of(recorded.topic) == aggregate.kind:
+                state = folded[recorded.stream_id][0] if recorded.stream_id in folded else aggregate.initial
+                state = aggregate.evolve(state, self.store.mapper.event(recorded))
+                folded[recorded.stream_id] = state, recorded
+        for stream_id, (state, last) in folded.items():
+            _remember(states, stream_id, state, last.originator_version)
+        return [folded[stream_id] for stream_id in stream_ids if stream_id in folded]
 
     async def today(self, aggregate: Aggregate[S], stream_id: UUID) -> S:
         """The state as the log has it now; cheap where the cache has it and the log has nothing newer.

@@ -35,7 +35,22 @@ STREAM: LiteralString = (
     "SELECT " + _COLUMNS + " FROM events WHERE stream_id = %s AND version > %s"  # noqa: S608  # literals only
     " AND (%s::bigint IS NULL OR position <= %s) ORDER BY version LIMIT %s"
 )
+STREAMS: LiteralString = (
+    "SELECT " + _COLUMNS + " FROM events WHERE stream_id = ANY (%s) ORDER BY stream_id, version LIMIT %s"  # noqa: S608  # literals only
+)
 PAGE: LiteralString = "SELECT " + _COLUMNS + " FROM events WHERE position > %s ORDER BY position LIMIT %s"  # noqa: S608  # literals only
+FIRST: LiteralString = "SELECT " + _COLUMNS + " FROM events WHERE stream_id = ANY (%s) AND version = 1"  # noqa: S608  # literals only
+# One statement, so that epoch, end and events are of one moment.
+PAST: LiteralString = (
+    "SELECT h.epoch, coalesce((SELECT position FROM events ORDER BY position DESC LIMIT 1), 0), e.*"  # noqa: S608  # literals only
+    " FROM log_head AS h LEFT JOIN LATERAL (SELECT " + _COLUMNS + " FROM events WHERE position > %s"
+    " ORDER BY position LIMIT %s) AS e ON true ORDER BY e.position"
+)
+STREAM_PAST: LiteralString = (
+    "SELECT h.epoch, coalesce((SELECT position FROM events ORDER BY position DESC LIMIT 1), 0), e.*"  # noqa: S608  # literals only
+    " FROM log_head AS h LEFT JOIN LATERAL (SELECT " + _COLUMNS + " FROM events WHERE stream_id = %s AND position > %s"
+    " ORDER BY version LIMIT %s) AS e ON true ORDER BY e.position"
+)
 RECEIPT: LiteralString = (
     "SELECT h.epoch, r.position, r.result FROM log_head AS h LEFT JOIN receipts AS r ON r.command_id = %s"
 )
@@ -62,6 +77,18 @@ class LogHead(Struct, frozen=True):
 
     position: int
     epoch: UUID
+
+
+class Past(Struct, frozen=True):
+    """What came after a position, and the log that it was read from, as of one moment.
+
+    Attributes:
+        position: where the log ended then.
+    """
+
+    epoch: UUID
+    position: int
+    events: list[Recorded]
 
 
 class EventFilter(Struct, frozen=True, kw_only=True):
@@ -125,6 +152,12 @@ class Reader:
             )
             return [Recorded(*row) for row in await cursor.fetchall()]
 
+    async def streams(self, stream_ids: Sequence[UUID]) -> list[Recorded]:
+        """All events of a few short streams, stream by stream, each in order; at most STREAM_EVENTS_MAX in all."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(STREAMS, (list(stream_ids), STREAM_EVENTS_MAX), prepare=True)
+            return [Recorded(*row) for row in await cursor.fetchall()]
+
     async def moved(self, seen: Sequence[tuple[UUID, int]]) -> set[UUID]:
         """Of streams that were seen at some version, those that have events past it."""
         streams, versions = [stream_id for stream_id, _ in seen], [version for _, version in seen]
@@ -142,6 +175,29 @@ class Reader:
         """
         async with self._pool.connection() as connection:
             return await read_page(connection, after=after, limit=limit)
+
+    async def past(self, *, after: int, stream_id: UUID | None = None, limit: int = PAGE_EVENTS_MAX) -> Past:
+        """As page(), or of one stream alone, with the epoch and the end of the log as they were then.
+
+        Raises:
+            LogHole: the positions do not follow one another.
+        """
+        query = PAST if stream_id is None else STREAM_PAST
+        values = (after, limit) if stream_id is None else (stream_id, after, limit)
+        async with self._pool.connection() as connection:
+            rows = await (await connection.execute(query, values, prepare=True)).fetchall()
+        epoch, position = rows[0][:2]
+        events = [Recorded(*row[2:]) for row in rows if row[2] is not None]
+        self._on_epoch(epoch)
+        if stream_id is None:
+            _require_whole(events, after)
+        return Past(epoch, position, events)
+
+    async def first(self, stream_ids: Sequence[UUID]) -> list[Recorded]:
+        """The first event of each of these streams, in no order; of those that there are."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(FIRST, (list(stream_ids),), prepare=True)
+            return [Recorded(*row) for row in await cursor.fetchall()]
 
     async def at(self, positions: Sequence[int]) -> list[Recorded]:
         """The events at these positions, in order; those that there are."""
@@ -209,10 +265,15 @@ async def read_page(connection: psycopg.AsyncConnection, *, after: int, limit: i
     """
     cursor = await connection.execute(PAGE, (after, limit), prepare=True)
     events = [Recorded(*row) for row in await cursor.fetchall()]
+    _require_whole(events, after)
+    return events
+
+
+def _require_whole(events: Sequence[Recorded], after: int) -> None:
+    """Raises: LogHole: the positions do not follow one another from `after` on."""
     if events and events[-1].id != after + len(events):
         found = next(n for n, event in enumerate(events, after + 1) if event.id != n)
         raise LogHole(f"position {found} is missing from the log")
-    return events
 
 
 class Tail:

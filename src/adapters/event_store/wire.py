@@ -59,6 +59,7 @@ class Append(Struct, frozen=True, kw_only=True):
     Attributes:
         events: of one or more streams, each stream's versions following its expectation.
         metadata: the envelope of all of them, JSON.
+        metadata_each: or one for each event, where they were caused by different things.
         result: what the receipt keeps for a repeat of the command, JSON, at most RETURNED_BYTES_MAX.
     """
 
@@ -68,6 +69,7 @@ class Append(Struct, frozen=True, kw_only=True):
     metadata: bytes
     guards: Sequence[Guard] = ()
     result: bytes | None = None
+    metadata_each: Sequence[bytes] | None = None
 
 
 class Rendered(Struct, frozen=True):
@@ -187,7 +189,7 @@ def _columns(append: Append) -> tuple[bytes, ...]:
         b"".join([_bigint(8, one.originator_version) for one in events]),
         b"".join([_text(one.topic.encode()) for one in events]),
         b"".join([_text(one.state) for one in events]),
-        _text(append.metadata) * len(events),
+        b"".join(map(_text, append.metadata_each or [append.metadata] * len(events))),
     )
 
 
