@@ -8,7 +8,7 @@ import asyncio
 import random
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -22,10 +22,12 @@ from ..adapters.event_store.writer import CommandRefused, StoreBusy
 from ..adapters.models import ModelUnavailable
 from ..adapters.objects.port import ObjectMissing, ObjectStoreError
 from ..commands import attempts as commands
+from ..commands import groups
 from ..commands.transact import C, Handler, Receipt
-from ..domain import assets, attempts, jobs
+from ..domain import assets, attempts, jobs, retries
 from ..domain.jobs import Artifact, Job, Provenance
-from ..domain.kernel import Invalid, Rejection, derived_id
+from ..domain.kernel import Caller, Invalid, Rejection, derived_id
+from ..domain.kinds import KINDS
 from .kinds import InputFile, JobInput, KindFailed, ModelFile
 from .leases import Lease
 from .lifecycle import Services, caller
@@ -44,66 +46,105 @@ class Attempt:
     """From JobStarted to whatever ends it."""
 
     def __init__(
-        self, services: Services, runner: Runner, worker: str, started: Receipt[Job], correlation_id: str
+        self,
+        services: Services,
+        job_id: UUID,
+        job: Job,
+        *,
+        started_position: int,
+        correlation_id: str,
+        epoch: UUID | None,
     ) -> None:
+        assert job.worker is not None, "somebody holds it"
         self._services = services
-        self._runner = runner
-        self._worker = worker
-        self._job_id = started.stream_id
-        self._number = started.state.attempt
-        self._submitted = jobs.require_present(started.state)
-        self._started_position = started.position
+        self._worker = job.worker
+        self.job_id = job_id
+        self._number = job.attempt
+        self.submitted = jobs.require_present(job)
+        self._started_position = started_position
         self._correlation_id = correlation_id
         self._input_sha256: tuple[str, ...] = ()
         self._over: str | None = None  # why the child was stopped, if it was
         self._progress: tuple[int, str] | None = None
-        self._epoch: UUID | None = None
+        self._epoch = epoch
 
-    async def run(self, stopping: asyncio.Event, lease: Lease) -> None:
-        """Never raises for what the job did.
+    async def run(self, runner: Runner, stopping: asyncio.Event, lease: Lease) -> None:
+        """Alone, and watched. Never raises for what the job did.
 
         Raises:
             psycopg.Error, StoreUnavailable: the log could not be reached for so long that how the attempt ended is
                 not told, or may not be.
             EpochChanged: the log was restored meanwhile, and knows nothing of this attempt, or of another like it.
         """
-        self._epoch = lease.epoch
-        bound = log.bind(job_id=str(self._job_id), kind=self._submitted.kind, attempt=self._number)
-        watch = asyncio.create_task(self._watch(stopping, lease))
+        watch = asyncio.create_task(self._watch(runner, stopping, lease))
         try:
-            with metrics.JOB_SECONDS.labels(kind=self._submitted.kind).time():
-                ended = await self._ended()
+            with (
+                metrics.JOB_SECONDS.labels(kind=self.submitted.kind).time(),
+                ExitStack() as until_settled,
+            ):
+                await self.settle(await self._outcome(runner, until_settled))
         finally:
             watch.cancel()
             await asyncio.wait({watch})
-        bound.info("attempt_ended", status=ended.status, over=self._over, error_code=ended.error_code)
 
-    async def _ended(self) -> Job:
-        """Whatever goes wrong with this one job is this job's failure, never its worker's."""
+    async def _outcome(self, runner: Runner, until_settled: ExitStack) -> RunnerAnswer | Exception:
         try:
-            with tempfile.TemporaryDirectory(prefix="sightline-job-") as directory:
-                return await self._answered(Path(directory))
+            directory = until_settled.enter_context(tempfile.TemporaryDirectory(prefix="sightline-job-"))
+            question = await self.question(Path(directory))
+            if self._over is not None:
+                return RunnerCancelled()
+            return await runner.run(question, self.submitted.timeout_s, self._note_progress)
+        except Exception as error:  # noqa: BLE001  # settle() says what it means
+            return error
+
+    async def settle(self, outcome: RunnerAnswer | Exception) -> None:
+        """Bring the result, or say how the attempt failed. Whatever goes wrong with this one job is this job's failure,
+        never its worker's; raises as run().
+        """
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            ended = await self._brought(outcome)
         except KindFailed as failed:
-            return await self._failed(failed)
+            ended = await self._failed(failed)
         except (ObjectMissing, ModelUnavailable) as error:
-            return await self._failed(KindFailed("input_unavailable", str(error)))
+            ended = await self._failed(KindFailed("input_unavailable", str(error)))
         except (Invalid, NotStorable, CommandRefused) as error:
-            return await self._failed(KindFailed("result_refused", str(error)))
+            ended = await self._failed(KindFailed("result_refused", str(error)))
         except Exception as error:
             # A full disk, a database or a store that is away, a bug of ours. If the result was taken after all, and
             # only its acknowledgement was lost, the failure below comes too late and says nothing.
-            log.exception("attempt_failed", job_id=str(self._job_id), attempt=self._number)
+            log.exception("attempt_failed", job_id=str(self.job_id), attempt=self._number)
             message = f"the worker failed ({type(error).__name__})"
-            return await self._failed(KindFailed("worker_failed", message, retryable=True))
+            ended = await self._failed(KindFailed("worker_failed", message, retryable=True))
+        self._tell(ended)
 
-    async def _answered(self, directory: Path) -> Job:
-        question = await self._question(directory)
-        if self._over is not None:
-            raise RunnerCancelled
-        answer = await self._runner.run(question, self._submitted.timeout_s, self._note_progress)
+    def _tell(self, ended: Job) -> None:
+        log.info(
+            "attempt_ended",
+            job_id=str(self.job_id),
+            kind=self.submitted.kind,
+            attempt=self._number,
+            status=ended.status,
+            over=self._over,
+            error_code=ended.error_code,
+        )
+
+    def stop(self, reason: str) -> None:
+        """Its child is about to be stopped, because of this."""
+        self._over = self._over or reason
+
+    async def _brought(self, answer: RunnerAnswer) -> Job:
+        completion = await self.completion(answer)
+        receipt = await self._say("complete", commands.complete_job, completion.result)
+        await self._remove_if_refused(receipt.state)
+        return receipt.state
+
+    async def completion(self, answer: RunnerAnswer) -> groups.Completion:
+        """The result, its files stored."""
         outputs = [await self._store(output) for output in answer.outputs]
-        completed = commands.CompleteJob(
-            job_id=self._job_id,
+        result = commands.CompleteJob(
+            job_id=self.job_id,
             attempt=self._number,
             worker=self._worker,
             outputs=tuple(outputs),
@@ -111,32 +152,43 @@ class Attempt:
             timings={name.removesuffix("_ms"): value / 1000 for name, value in answer.timings.items()},
             receipt=self._provenance(answer),
         )
-        receipt = await self._say("complete", commands.complete_job, completed)
-        await self._remove_if_refused(receipt.state)
-        return receipt.state
+        return groups.Completion(
+            result=result, correlation_id=self._correlation_id, causation_id=f"event:{self._started_position}"
+        )
 
-    async def _question(self, directory: Path) -> JobInput:
+    async def conclude(self, job: Job) -> None:
+        """The result was brought with others, and this is what the job came to."""
+        await self._remove_if_refused(job)
+        self._tell(job)
+
+    async def question(self, directory: Path) -> JobInput:
+        """What the runner is asked, its files in `directory`.
+
+        Raises:
+            KindFailed, ObjectMissing, ModelUnavailable: what it reads cannot be had.
+        """
         inputs, outputs = directory / "in", directory / "out"
-        inputs.mkdir()
-        outputs.mkdir()
+        if KINDS[self.submitted.kind].writes:
+            inputs.mkdir(parents=True)
+            outputs.mkdir()
         files: list[InputFile] = []
-        for number, asset_id in enumerate(self._submitted.inputs):
+        for number, asset_id in enumerate(self.submitted.inputs):
             asset = await self._asset(asset_id)
             self._input_sha256 += (asset.sha256 or "",)
             path = inputs / str(number)
             await self._services.objects.download(asset.object_key, path)
             files.append(InputFile(str(path), asset.content_type))
         model = None
-        if (sha256 := self._submitted.model_sha256) is not None:
+        if (sha256 := self.submitted.model_sha256) is not None:
             path = await asyncio.to_thread(self._services.models.ensure, sha256)
             model = ModelFile(str(path), sha256, _manifest(sha256))
         return JobInput(
-            job_id=str(self._job_id),
-            kind=self._submitted.kind,
-            params=self._submitted.params,
+            job_id=str(self.job_id),
+            kind=self.submitted.kind,
+            params=self.submitted.params,
             inputs=files,
             model=model,
-            output_dir=str(outputs),
+            output_dir=str(outputs) if outputs.exists() else "",
         )
 
     async def _asset(self, asset_id: UUID) -> assets.Asset:
@@ -167,8 +219,8 @@ class Attempt:
         ran = answer.receipt
         return Provenance(
             input_sha256=self._input_sha256,
-            model_version_id=self._submitted.model_version_id,
-            model_sha256=self._submitted.model_sha256,
+            model_version_id=self.submitted.model_version_id,
+            model_sha256=self.submitted.model_sha256,
             provider=ran.execution_provider if ran else None,
             runtime=f"{ran.runtime} {ran.runtime_version}" if ran else None,
             batch_size=ran.batch_size if ran else 1,
@@ -177,26 +229,27 @@ class Attempt:
     async def _failed(self, failed: KindFailed) -> Job:
         """The attempt's end, unless it was over before: then only its objects are left to remove."""
         if isinstance(failed, RunnerCancelled) and self._over == "cancel_requested":
-            cancel = commands.ConfirmCancel(job_id=self._job_id, attempt=self._number, worker=self._worker)
+            cancel = commands.ConfirmCancel(job_id=self.job_id, attempt=self._number, worker=self._worker)
             receipt = await self._say("confirm-cancel", commands.confirm_cancel, cancel)
         else:
             retryable = failed.retryable
             code, message = failed.code, failed.message
             if isinstance(failed, RunnerCancelled):
                 retryable, code, message = True, self._over or failed.code, "the worker stopped before it was done"
-            delay_s = attempts.retry_delay_s(
+            delay_s = retries.retry_delay_s(
+                code,
                 self._number,
                 base_s=self._services.settings.job_retry_base_s,
                 jitter=random.uniform(0.5, 1.0),  # noqa: S311  # spreads retries, guards nothing
             )
             fail = commands.FailJob(
-                job_id=self._job_id,
+                job_id=self.job_id,
                 attempt=self._number,
                 worker=self._worker,
                 code=code,
                 message=message,
                 retryable=retryable,
-                retry_delay_s=0.0 if code == "worker_stopped" else delay_s,
+                retry_delay_s=delay_s,
             )
             receipt = await self._say("fail", commands.fail_job, fail)
         with suppress(ObjectStoreError):  # The janitor removes what could not be removed now.
@@ -208,17 +261,17 @@ class Attempt:
         if reason is None:
             return
         self._over = reason
-        log.warning("late_result_rejected", job_id=str(self._job_id), attempt=self._number, reason=reason)
+        log.warning("late_result_rejected", job_id=str(self.job_id), attempt=self._number, reason=reason)
         with suppress(ObjectStoreError):
             await self._services.objects.delete_prefix(self._prefix)
         if reason == "cancel_requested":
-            cancel = commands.ConfirmCancel(job_id=self._job_id, attempt=self._number, worker=self._worker)
+            cancel = commands.ConfirmCancel(job_id=self.job_id, attempt=self._number, worker=self._worker)
             await self._say("confirm-cancel", commands.confirm_cancel, cancel)
 
     def _note_progress(self, percent: int, message: str) -> None:
         self._progress = (percent, message)
 
-    async def _watch(self, stopping: asyncio.Event, lease: Lease) -> None:
+    async def _watch(self, runner: Runner, stopping: asyncio.Event, lease: Lease) -> None:
         """Tell the log how far it is, and stop the child once nobody wants its result."""
         told: tuple[int, str] | None = None
         stop_by: float | None = None
@@ -232,9 +285,9 @@ class Attempt:
                     await self._report(*told)
                 self._over = await self._why_over(lease, stop_by)
             except (Rejection, psycopg.Error) as error:
-                log.warning("attempt_unwatched", job_id=str(self._job_id), error=repr(error))
+                log.warning("attempt_unwatched", job_id=str(self.job_id), error=repr(error))
         while True:  # Until the attempt ends: a child that is just being started does not hear it the first time.
-            self._runner.cancel()
+            runner.cancel()
             await asyncio.sleep(PROGRESS_S)
 
     async def _why_over(self, lease: Lease, stop_by: float | None) -> str | None:
@@ -242,35 +295,39 @@ class Attempt:
             return "worker_stopped"
         if lease.lost:
             return "lease_lost"
-        job, _, _ = await self._services.commands.state(jobs.AGGREGATE, self._job_id, read_tail=True)
+        job = await self._services.commands.today(jobs.AGGREGATE, self.job_id)
         return attempts.refusal(job, attempt=self._number, worker=self._worker)
 
     async def _report(self, percent: int, message: str) -> None:
         progress = commands.ReportProgress(
-            job_id=self._job_id, attempt=self._number, worker=self._worker, percent=percent, message=message
+            job_id=self.job_id, attempt=self._number, worker=self._worker, percent=percent, message=message
         )
         with suppress(attempts.AttemptIsOver):  # why_over() finds out and says why
             await self._say(f"progress-{percent}-{message}", commands.report_progress, progress)
 
     async def _say(self, step: str, handler: Handler[C, Job], command: C) -> Receipt[Job]:
-        """Execute; while the database is away the same command is offered again, for BUSY_TRIES_MAX seconds or so."""
         by = caller(
             self._worker,
-            derived_id(step, self._job_id, self._number, self._worker),
+            derived_id(step, self.job_id, self._number, self._worker),
             correlation_id=self._correlation_id,
             cause=self._started_position,
         )
-        for _ in range(BUSY_TRIES_MAX):
-            try:
-                return await self._services.commands.execute(handler, command, by, epoch=self._epoch)
-            except (StoreBusy, psycopg.OperationalError) as error:
-                log.warning("attempt_waits_for_the_log", job_id=str(self._job_id), step=step, error=repr(error))
-                await asyncio.sleep(BUSY_PAUSE_S)
-        return await self._services.commands.execute(handler, command, by, epoch=self._epoch)
+        return await say(self._services, handler, command, by, self._epoch)
 
     @property
     def _prefix(self) -> str:
-        return objects_prefix(self._job_id, self._number)
+        return objects_prefix(self.job_id, self._number)
+
+
+async def say(services: Services, handler: Handler[C, Job], command: C, by: Caller, epoch: UUID | None) -> Receipt[Job]:
+    """Execute; while the database is away the same command is offered again, for BUSY_TRIES_MAX seconds or so."""
+    for _ in range(BUSY_TRIES_MAX):
+        try:
+            return await services.commands.execute(handler, command, by, epoch=epoch)
+        except (StoreBusy, psycopg.OperationalError) as error:
+            log.warning("attempt_waits_for_the_log", command=type(command).__name__, error=repr(error))
+            await asyncio.sleep(BUSY_PAUSE_S)
+    return await services.commands.execute(handler, command, by, epoch=epoch)
 
 
 def objects_prefix(job_id: UUID, attempt: int) -> str:

@@ -77,6 +77,17 @@ def caller(actor: str, command_id: UUID, *, correlation_id: str, cause: int) -> 
     )
 
 
+def by_itself(actor: str, command_id: UUID) -> Caller:
+    """Who says something of its own accord, or about many things at once."""
+    return Caller(
+        actor=actor,
+        now=now(),
+        command_id=command_id,
+        correlation_id=str(command_id),
+        causation_id=f"command:{command_id}",
+    )
+
+
 async def run_until_stopped(work: Callable[[asyncio.Event], Awaitable[None]], name: str) -> None:
     """Run `work`, which ends soon after its event is set by SIGTERM or SIGINT."""
     stopping = asyncio.Event()

@@ -98,17 +98,23 @@ class Runner:
         Raises:
             KindFailed: the kind says why; or RunnerTimedOut, RunnerDied, RunnerOutOfMemory, RunnerCancelled.
         """
-        [said] = await self.run_many([job], timeout_s, on_progress)
+        [said] = await self.run_many([job], [timeout_s], on_progress)
         if isinstance(said, KindFailed):
             raise said
         return said
 
     async def run_many(
-        self, jobs: Sequence[JobInput], timeout_s: float, on_progress: OnProgress | None = None
+        self,
+        jobs: Sequence[JobInput],
+        timeouts_s: Sequence[float],
+        on_progress: OnProgress | None = None,
+        *,
+        together: bool = False,
     ) -> list[RunnerAnswer | KindFailed]:
-        """Run `jobs` (at most BATCH_JOBS_MAX) one after another, each in at most `timeout_s`; for jobs so short that
-        asking one by one would cost more than they do. One that fails leaves the others right: those behind it run
-        on the next child.
+        """Run `jobs` (at most BATCH_JOBS_MAX) one after another, each in its own time; for jobs so short that asking
+        one by one would cost more than they do. One that fails leaves the others right: those behind it run on the
+        next child. `together` lets their kind run them all at once, in the longest time of any; where the child does
+        not outlive that, they run one after another.
 
         Raises:
             RunnerDied: the child cannot be started, which is no job's fault.
@@ -118,16 +124,22 @@ class Runner:
         said: list[RunnerAnswer | KindFailed] = []
         async with self._turn:
             self._cancelled = False
-            while len(said) < len(jobs):  # each round answers at least one
+            while len(said) < len(jobs):  # each round but the one of all at once answers at least one
                 if self._cancelled:
                     said += [RunnerCancelled() for _ in jobs[len(said) :]]
                     break
                 await self._start()
+                left, times_s = jobs[len(said) :], timeouts_s[len(said) :]
+                at_once, together = together and len(left) > 1, False
                 try:
-                    await self._round(jobs[len(said) :], timeout_s, on_progress, said)
+                    if at_once:
+                        await self._at_once(left, max(times_s), said)
+                    else:
+                        await self._in_turn(left, times_s, on_progress, said)
                 except KindFailed as failed:
                     await self._child.kill()
-                    said.append(failed)
+                    if not at_once:
+                        said.append(failed)
                 except BaseException:
                     await self._child.kill()  # its next words would be about a job that nobody waits for
                     raise
@@ -152,25 +164,34 @@ class Runner:
         except TimeoutError as error:
             raise RunnerDied(f"was not ready within {STARTUP_S_MAX:g} s") from error
 
-    async def _round(
+    async def _in_turn(
         self,
         jobs: Sequence[JobInput],
-        timeout_s: float,
+        timeouts_s: Sequence[float],
         on_progress: OnProgress | None,
         said: list[RunnerAnswer | KindFailed],
     ) -> None:
         """Ask for all of `jobs`, append what each led to; a failure that the child did not outlive is raised."""
-        # One core more than its session has: a runtime keeps threads of its own. The clock below is the tighter bound.
-        self._child.send([encode(replace(job, cpu_s_max=timeout_s * (job.intra_op_threads + 1))) for job in jobs])
-        for job in jobs:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    said.append(await self._answer(job, on_progress))
-            except TimeoutError:
-                raise RunnerTimedOut(timeout_s) from None
-            except ChildDied as died:
-                log.warning("the runner died", job_id=job.job_id, kind=job.kind, reason=died.reason)
-                raise (RunnerCancelled() if self._cancelled else RunnerDied(died.reason, died.signal)) from died
+        self._child.send([encode(_bounded(job, timeout_s)) for job, timeout_s in zip(jobs, timeouts_s, strict=True)])
+        for job, timeout_s in zip(jobs, timeouts_s, strict=True):
+            said.append(await self._in_time(job, timeout_s, on_progress))
+
+    async def _at_once(self, jobs: Sequence[JobInput], timeout_s: float, said: list[RunnerAnswer | KindFailed]) -> None:
+        """The same, as one question, whose answers come when all are done. A failure leaves none of them."""
+        self._child.send([encode([_bounded(job, timeout_s) for job in jobs])])
+        said += [await self._in_time(job, timeout_s, None) for job in jobs]
+
+    async def _in_time(
+        self, job: JobInput, timeout_s: float, on_progress: OnProgress | None
+    ) -> RunnerAnswer | KindFailed:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._answer(job, on_progress)
+        except TimeoutError:
+            raise RunnerTimedOut(timeout_s) from None
+        except ChildDied as died:
+            log.warning("the runner died", job_id=job.job_id, kind=job.kind, reason=died.reason)
+            raise (RunnerCancelled() if self._cancelled else RunnerDied(died.reason, died.signal)) from died
 
     async def _answer(self, job: JobInput, on_progress: OnProgress | None) -> RunnerAnswer | KindFailed:
         while True:
@@ -188,3 +209,8 @@ class Runner:
                     return KindFailed(error.code, error.message, retryable=error.retryable)
                 case never:
                     assert_never(never)
+
+
+def _bounded(job: JobInput, timeout_s: float) -> JobInput:
+    """One core more than its session has: a runtime keeps threads of its own. The clock is the tighter bound."""
+    return replace(job, cpu_s_max=timeout_s * (job.intra_op_threads + 1))

@@ -49,5 +49,5 @@ class RunnerError(Struct, frozen=True, tag="error"):
 Said = RunnerProgress | RunnerAnswer | RunnerError
 
 encode = msgspec.msgpack.Encoder().encode
-decode_job = msgspec.msgpack.Decoder(JobInput).decode
+decode_question = msgspec.msgpack.Decoder(JobInput | list[JobInput]).decode  # a list is run together
 decode_said = msgspec.msgpack.Decoder(Said).decode

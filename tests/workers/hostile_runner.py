@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def run(job: JobInput, progress: Progress) -> JobOutput:
         case "look":
             return JobOutput(manifest=_seen())
     return JobOutput()
+
+
+def run_many(jobs: Sequence[JobInput], progress: Progress) -> list[JobOutput | KindFailed]:
+    """Each tells how many there were; `fail` alone fails, and a `bug` or an `abort` is everybody's."""
+    if any(job.params["do"] == "bug" for job in jobs):
+        raise ValueError("secret detail")
+    if any(job.params["do"] == "abort" for job in jobs):
+        os.abort()
+    done = JobOutput(manifest={"together": len(jobs)})
+    return [KindFailed("too_blue", "the picture is too blue") if job.params["do"] == "fail" else done for job in jobs]
 
 
 def _print() -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from tests.conftest_service import Service, until
 
 from sightline.adapters.event_store.writer import StoreBusy
@@ -19,6 +20,7 @@ from sightline.commands.transact import Receipt
 from sightline.domain.assets import AGGREGATE as ASSET
 from sightline.domain.jobs import Job, Provenance
 from sightline.domain.kernel import derived_id
+from sightline.domain.kinds import KINDS
 from sightline.workers import attempt as attempt_
 from sightline.workers import lifecycle
 from sightline.workers.attempt import Attempt
@@ -67,8 +69,15 @@ async def start(service: Service, job_id: UUID, worker: str = "w1") -> Receipt[J
 
 
 async def run(service: Service, runner: Runner, lease: Lease, started: Receipt[Job], worker: str = "w1") -> None:
-    attempt = Attempt(service.services, runner, worker, started, "correlation")
-    await attempt.run(asyncio.Event(), lease)
+    attempt = Attempt(
+        service.services,
+        started.stream_id,
+        started.state,
+        started_position=started.position,
+        correlation_id="correlation",
+        epoch=lease.epoch,
+    )
+    await attempt.run(runner, asyncio.Event(), lease)
 
 
 async def keys(service: Service, job_id: UUID) -> set[str]:
@@ -209,6 +218,7 @@ async def test_a_result_that_cannot_be_stored_fails_its_job_alone(
     code: str | None,
 ) -> None:
     (tmp_path / "odd_runner.py").write_text(ODD_RUNNER)
+    monkeypatch.setitem(KINDS, "noop", replace(KINDS["noop"], writes=True))
     monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *filter(None, sys.path)]))
     odd = Runner(memory_bytes_max=MEMORY_BYTES_MAX, module="odd_runner")
     job_id = await service.submit(params={"sleep_s": sleep_s})

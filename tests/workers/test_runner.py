@@ -247,7 +247,7 @@ async def test_many_jobs_in_one_go_and_only_the_guilty_fail(runner: Runner) -> N
     jobs[20] = hostile("abort")
     jobs[30] = noop(sleep_s=60)
     jobs[99] = hostile("memory")
-    said = await runner.run_many(jobs, 0.5)
+    said = await runner.run_many(jobs, [0.5] * len(jobs))
     kinds = [type(one) for one in said]
     assert kinds[10] is KindFailed
     assert kinds[20] is RunnerDied
@@ -256,10 +256,29 @@ async def test_many_jobs_in_one_go_and_only_the_guilty_fail(runner: Runner) -> N
     assert all(kind is RunnerAnswer for n, kind in enumerate(kinds) if n not in {10, 20, 30, 99})
 
 
+async def test_jobs_that_are_run_at_once_are_answered_one_by_one(runner: Runner) -> None:
+    said = await runner.run_many([hostile(do) for do in ("look", "fail", "look")], [10] * 3, together=True)
+    assert [type(one) for one in said] == [RunnerAnswer, KindFailed, RunnerAnswer]
+    assert isinstance(said[0], RunnerAnswer)
+    assert said[0].manifest == {"together": 3}
+
+
+@pytest.mark.parametrize(("do", "guilty"), [("bug", "internal_error"), ("abort", "runner_died")])
+async def test_what_fails_at_once_is_run_one_by_one_and_only_the_guilty_fail(
+    runner: Runner, do: str, guilty: str
+) -> None:
+    said = await runner.run_many([hostile("look"), hostile(do), hostile("look")], [10] * 3, together=True)
+    assert isinstance(said[1], KindFailed)
+    assert said[1].code == guilty
+    for one in (said[0], said[2]):
+        assert isinstance(one, RunnerAnswer)
+        assert "together" not in one.manifest
+
+
 async def test_a_runner_that_cannot_start_says_so_once() -> None:
     broken = Runner(memory_bytes_max=MEMORY_BYTES, module="no_such_module")
     with pytest.raises(RunnerDied):
-        await broken.run_many([noop(), noop()], 10)
+        await broken.run_many([noop(), noop()], [10, 10])
     await broken.close()
 
 
@@ -291,5 +310,5 @@ async def test_the_child_does_not_outlive_its_parent() -> None:
 async def test_short_jobs_in_one_go_cost_less_than_a_millisecond_each(runner: Runner) -> None:
     await runner.start()
     began = time.perf_counter()
-    await runner.run_many([noop() for _ in range(1000)], 10)
+    await runner.run_many([noop() for _ in range(1000)], [10] * 1000)
     assert time.perf_counter() - began < 1.0
