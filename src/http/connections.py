@@ -5,6 +5,7 @@ not read. Each limit below ends one of these; what can still be answered is answ
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -24,8 +25,28 @@ HEADERS_MAX = 100
 HEAD_S_MAX = 10.0  # from a connection's or a request's first byte to the end of its head
 REST_S_MAX = 5.0  # for the rest of a body that was answered before its end
 STALLED_S_MAX = 30.0  # for a client to read on
+LIVE_BUFFER_BYTES = 16 * 1024  # kept here for one who listens and does not read; the kernel keeps about four times that
+LIVE_SEND_BYTES = 32 * 1024
+KEY_CHARS = 24  # of a handshake's key: 16 bytes in base64
+LIVE_URL = b"/v1/ws"  # the one path that is spoken to as a WebSocket
+BECOME_LIVE = "become_live"  # in a request's state: what its handler calls before an answer that does not end
 
 log = structlog.get_logger(__name__)
+
+live: set[asyncio.BaseProtocol] = set()  # of this process, held by clients that listen; feed.py says how many may be
+
+
+def hold(connection: asyncio.BaseProtocol, transport: asyncio.Transport) -> None:
+    """Count a connection among those that stay, and keep little for it: there may be many, and each may stop reading.
+
+    One whose bytes nobody acknowledges ends as soon as one that is stalled.
+    """
+    live.add(connection)
+    transport.set_write_buffer_limits(high=LIVE_BUFFER_BYTES)
+    found = transport.get_extra_info("socket")
+    if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LIVE_SEND_BYTES)
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STALLED_S_MAX * 1000))
 
 
 class Connection(HttpToolsProtocol):
@@ -39,19 +60,21 @@ class Connection(HttpToolsProtocol):
         self._has_begun = False
         self._in_body = False
         self._is_refused = False
+        self._upgrades = False
         self._refusal = ("malformed_request", "not an HTTP/1.1 request")
         self._patience: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS_MAX:
+        if len(self.connections) - len(live) > CONNECTIONS_MAX:
             self._refuse("overloaded", f"{CONNECTIONS_MAX} connections are open")
         else:
             self._wait(HEAD_S_MAX, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_longer()
+        live.discard(self)
         self.resume_writing()
         super().connection_lost(exc)
 
@@ -65,7 +88,9 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # to something that we do not speak: the request is answered as it is
+            if self._upgrades:
+                self.handle_websocket_upgrade()
+            return  # any other is to something that we do not speak: the request is answered as it is
         except httptools.HttpParserError:
             self._refuse(*self._refusal)
             return
@@ -76,6 +101,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"][BECOME_LIVE] = self._become_live
         self._in_head = self._has_begun = True
         self._head_bytes = self._kept_bytes = 0
         self._wait(HEAD_S_MAX, self._head_is_late)
@@ -94,6 +120,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._wait_no_longer()
         self._in_head, self._has_begun, self._in_body = False, False, True
+        self._upgrades = self.parser.should_upgrade() and self._is_handshake()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -120,6 +147,27 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse("malformed_request", msg)
+
+    def _should_upgrade(self) -> bool:
+        return self._upgrades
+
+    def _is_handshake(self) -> bool:
+        """The head of a request for a WebSocket where there is one, with no other request before it (RFC 6455, 4.1)."""
+        given = dict(self.headers)
+        return (
+            self.ws_protocol_class is not None
+            and self._is_idle
+            and not self.pipeline
+            and (self.parser.get_method(), self.parser.get_http_version()) == (b"GET", "1.1")
+            and self.url.partition(b"?")[0] == LIVE_URL
+            and given.get(b"upgrade", b"").lower() == b"websocket"
+            and given.get(b"sec-websocket-version") == b"13"
+            and len(given.get(b"sec-websocket-key", b"")) == KEY_CHARS
+            and not {b"content-length", b"transfer-encoding"} & given.keys()
+        )
+
+    def _become_live(self) -> None:
+        hold(self, self.transport)
 
     @property
     def _is_idle(self) -> bool:
