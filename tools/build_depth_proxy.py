@@ -11,13 +11,12 @@ Everything, normalisation included, is inside the graph. The bytes are the same 
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+
+from sightline.adapters import onnx_graph
 
 NAME = "depth-heuristic"
 DESTINATION = Path(__file__).parents[1] / "src" / "adapters" / "builtin"
@@ -41,39 +40,14 @@ OUTLIER_SHARE = 0.02  # at either end, so that one odd cell does not flatten all
 RANGE_MIN = 0.05
 
 
-class Graph:
-    """Nodes and constants in the order in which they were asked for, which fixes the bytes."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        if name not in (known.name for known in self.constants):
-            self.constants.append(numpy_helper.from_array(value, name))
-        return name
-
-    def floats(self, name: str, *values: float) -> str:
-        return self.constant(name, np.array(values, np.float32))
-
-    def ints(self, name: str, *values: int) -> str:
-        return self.constant(name, np.array(values, np.int64))
-
-    def add(self, operator: str, *inputs: str, to: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [to], name=to, **attributes))
-        return to
+class Graph(onnx_graph.Graph):
+    """With what pictures need."""
 
     def split(self, source: str, sizes: tuple[int, ...], to: list[str]) -> list[str]:
         """Channels of `source` apart, `sizes` of them each."""
         lengths = self.ints(f"{source}_channels", *sizes)
         self.nodes.append(helper.make_node("Split", [source, lengths], to, name=f"{source}_split", axis=1))
         return to
-
-    def window_mean(self, source: str, cells: int, to: str) -> str:
-        """Mean over a square window; beyond the border nothing is counted."""
-        return self.add(
-            "AveragePool", source, to=to, kernel_shape=[cells] * 2, pads=[cells // 2] * 4, count_include_pad=0
-        )
 
     def resize(self, source: str, sizes: str, to: str) -> str:
         return self.add("Resize", source, "", "", sizes, to=to, mode="linear", antialias=1)
@@ -192,11 +166,7 @@ def model_bytes() -> bytes:
     depth(graph)
     picture = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "height", "width"])
     result = helper.make_tensor_value_info("depth", TensorProto.FLOAT, [1, 1, "height", "width"])
-    body = helper.make_graph(graph.nodes, NAME, [picture], [result], graph.constants)
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="sightline")
-    model.ir_version = IR_VERSION
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString(deterministic=True))
+    return graph.serialised(NAME, inputs=[picture], outputs=[result], opset=OPSET, ir_version=IR_VERSION)
 
 
 def manifest_bytes(model: bytes) -> bytes:

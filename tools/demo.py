@@ -212,19 +212,23 @@ def contact_sheet(photo: Path, files: dict[str, Path], job: dict[str, Any]) -> P
         info = described[layer.name]
         tiles.append((f"{info['order']}  {info['name']}  {info['coverage_percent']:.1f} %", Image.open(layer)))
     tiles.append(("all layers again", Image.open(files["composite.png"]).convert("RGB")))
-    columns = min(len(tiles), 4)
+    path = OUTPUT / "contact_sheet.png"
+    tiled(tiles, columns=min(len(tiles), 4)).save(path, optimize=True)
+    return path
+
+
+def tiled(tiles: list[tuple[str, Image.Image]], *, columns: int, tile_px: int = TILE_PX) -> Image.Image:
+    """Pictures with their captions, side by side."""
     rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * TILE_PX, rows * (TILE_PX + CAPTION_PX)), "white")
+    sheet = Image.new("RGB", (columns * tile_px, rows * (tile_px + CAPTION_PX)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
     for number, (caption, picture) in enumerate(tiles):
-        x, y = number % columns * TILE_PX, number // columns * (TILE_PX + CAPTION_PX)
+        x, y = number % columns * tile_px, number // columns * (tile_px + CAPTION_PX)
         shown = on_checkerboard(picture)
-        shown.thumbnail((TILE_PX - 12, TILE_PX - 12))
-        sheet.paste(shown, (x + (TILE_PX - shown.width) // 2, y + (TILE_PX - shown.height) // 2))
-        draw.text((x + 8, y + TILE_PX), caption, fill="black", font=font)
-    path = OUTPUT / "contact_sheet.png"
-    sheet.save(path, optimize=True)
-    return path
+        shown.thumbnail((tile_px - 12, tile_px - 12))
+        sheet.paste(shown, (x + (tile_px - shown.width) // 2, y + (tile_px - shown.height) // 2))
+        draw.text((x + 8, y + tile_px), caption, fill="black", font=font)
+    return sheet
 
 
 def on_checkerboard(picture: Image.Image) -> Image.Image:

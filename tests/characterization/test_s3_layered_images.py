@@ -7,7 +7,9 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from msgspec.structs import replace
-from tests.http.door import Door, client_of, complete, picture
+from tests.http.door import Door, client_of, complete, fail, picture
+
+from sightline.projections import jobs as job_rows
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -167,7 +169,14 @@ async def test_whoever_creates_a_job_finds_it_at_once(door: Door) -> None:
         ({"num_layers": "1"}, 400),
         ({"num_layers": "6"}, 400),
         ({"mode": "nonsense"}, 400),
-        ({"mode": "painterly"}, 400),
+        ({"num_layers": "four"}, 400),
+        ({"max_size": "255"}, 400),
+        ({"feather_radius": "6"}, 400),
+        ({"mode": "painterly", "painterly_style": "cubist"}, 400),
+        ({"mode": "painterly", "painterly_strength": "1.01"}, 400),
+        ({"mode": "painterly", "painterly_seed": "-1"}, 400),
+        ({"mode": "painterly", "painterly_seed": str(2**32)}, 400),
+        ({"prompt": "a cat"}, 400),
         ({"filename": f"{uuid4()}.png"}, 404),
         ({"filename": "../secret.png"}, 404),
     ],
@@ -179,10 +188,39 @@ async def test_parameters_that_are_refused(door: Door, fields: dict[str, str], s
     assert answer.json().keys() == {"detail"}
 
 
-async def test_a_mode_for_later_says_so(door: Door) -> None:
+async def test_a_refusal_says_what_there_is_instead(door: Door) -> None:
     filename = (await _upload(door, picture())).json()["filename"]
-    answer = await _create(door, filename=filename, mode="painterly", painterly_style="oil", painterly_seed="42")
-    assert "not available yet" in answer.json()["detail"]
+    answer = await _create(door, filename=filename, mode="cubist")
+    assert "photo-realistic, painterly" in answer.json()["detail"]
+    answer = await _create(door, filename=filename, mode="painterly", painterly_style="cubist")
+    assert "watercolor" in answer.json()["detail"]
+
+
+async def test_a_painterly_job_takes_its_parameters(door: Door) -> None:
+    fields = {"painterly_style": "ink", "painterly_strength": "0.25", "painterly_seed": str(2**32 - 1)}
+    job = await _job(door, mode="painterly", num_layers="3", max_size="512", **fields)
+    assert list(job) == JOB_FIELDS
+    assert (job["mode"], job["num_layers"], job["max_size"]) == ("painterly", 3, 512)
+    assert [job[name] for name in fields] == ["ink", 0.25, 2**32 - 1]
+    assert (await door.client.get(f"/api/jobs/{job['id']}")).json() == job
+    native = await door.client.get(f"/v1/jobs/{job['id']}")
+    assert native.json()["kind"] == "layer-painterly"
+
+
+async def test_a_painterly_job_has_the_services_defaults(door: Door) -> None:
+    job = await _job(door, mode="painterly")
+    assert (job["num_layers"], job["painterly_strength"], job["painterly_seed"]) == (4, 0.5, 42)
+    assert job["painterly_style"] == "oil"
+    changed = replace(door.services.settings, default_painterly_strength=0.75, default_painterly_seed=7)
+    async with client_of(replace(door.services, settings=changed)) as client:
+        form = {"filename": job["input_filename"], "mode": "painterly"}
+        other = (await client.post("/api/jobs", data=form)).json()
+    assert (other["painterly_strength"], other["painterly_seed"]) == (0.75, 7)
+
+
+async def test_painterly_fields_are_nothing_to_the_other_mode(door: Door) -> None:
+    job = await _job(door, mode="photo-realistic", painterly_style="oil", painterly_strength="0.5", painterly_seed="1")
+    assert [job[name] for name in JOB_FIELDS if name.startswith("painterly")] == [None] * 3
 
 
 async def test_jobs_are_listed_newest_first(door: Door) -> None:
@@ -196,8 +234,27 @@ async def test_jobs_are_listed_newest_first(door: Door) -> None:
     assert [job["id"] for job in rest.json()["jobs"]] == made[:1]
 
 
-async def test_style_presets(door: Door) -> None:
-    assert (await door.client.get("/api/jobs/style-presets")).json().keys() == {"photo-realistic", "painterly"}
+@pytest.mark.parametrize("query", [{"skip": -1}, {"limit": 0}, {"limit": 201}, {"skip": "x"}])
+async def test_a_list_is_asked_for_within_bounds(door: Door, query: dict[str, Any]) -> None:
+    answer = await door.client.get("/api/jobs", params=query)
+    assert answer.status_code == 400
+    assert answer.json().keys() == {"detail"}
+
+
+async def test_the_list_has_both_modes_and_counts_both(door: Door) -> None:
+    before = (await door.client.get("/api/jobs")).json()["total"]
+    made = [await _job(door, mode=mode) for mode in ("photo-realistic", "painterly")]
+    body = (await door.client.get("/api/jobs", params={"limit": 2})).json()
+    assert body["jobs"] == made[::-1]
+    assert body["total"] == before + 2
+
+
+async def test_style_presets_are_those_that_can_be_asked_for(door: Door) -> None:
+    presets = (await door.client.get("/api/jobs/style-presets")).json()
+    assert presets.keys() == {"photo-realistic", "painterly"}
+    assert len(presets["painterly"]) == 9
+    for style in presets["painterly"]:
+        assert (await _job(door, mode="painterly", painterly_style=style))["painterly_style"] == style
 
 
 async def test_a_completed_job_shows_and_serves_its_files(door: Door) -> None:
@@ -206,7 +263,8 @@ async def test_a_completed_job_shows_and_serves_its_files(door: Door) -> None:
     job = (await door.client.get(f"/api/jobs/{job_id}")).json()
     assert job["status"] == "completed"
     assert job["result_manifest"] == MANIFEST
-    assert job["output_dir"]
+    stored = await door.services.objects.list_page(job["output_dir"] + "/")
+    assert {one.key.rpartition("/")[2] for one in stored} == LAYERS.keys()
     assert job["processing_time"] >= 0
     assert datetime.fromisoformat(job["started_at"]) <= datetime.fromisoformat(job["completed_at"])
 
@@ -230,6 +288,28 @@ async def test_files_that_are_not_the_jobs_own(door: Door, name: str) -> None:
     for method in ("GET", "HEAD"):
         answer = await door.client.request(method, f"/api/jobs/{job_id}/download/{name}")
         assert answer.status_code in {400, 404}
+
+
+async def test_a_failed_job_says_why_and_how_long_it_took(door: Door) -> None:
+    job_id = (await _job(door, mode="painterly"))["id"]
+    await fail(door, UUID(job_id), "image_undecodable", "the picture cannot be decoded")
+    job = (await door.client.get(f"/api/jobs/{job_id}")).json()
+    assert (job["status"], job["error_message"]) == ("failed", "the picture cannot be decoded")
+    assert job["processing_time"] >= 0
+    assert [job[name] for name in ("output_dir", "result_manifest")] == [None, None]
+    answer = await door.client.get(f"/api/jobs/{job_id}/download/composite.png")
+    assert (answer.status_code, answer.json().keys()) == (400, {"detail"})
+
+
+async def test_a_bug_of_ours_is_500_and_tells_nothing_of_itself(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("hunter2")
+
+    monkeypatch.setattr(job_rows, "newest", broken)
+    answer = await door.client.get("/api/jobs")
+    assert answer.status_code == 500
+    assert answer.json().keys() == {"detail"}
+    assert "hunter2" not in answer.text
 
 
 async def test_nothing_is_served_before_the_end(door: Door) -> None:

@@ -26,7 +26,7 @@ class ModelManifest(Struct, frozen=True):
 
     Attributes:
         task: the model slot that it can fill.
-        depth_source: for `depth` models: `heuristic` or `learned`; results carry it on.
+        depth_source, label_source: for `depth` and `inspect` models: `heuristic` or `learned`; results carry it on.
     """
 
     name: str
@@ -40,9 +40,11 @@ class ModelManifest(Struct, frozen=True):
     outputs: list[Tensor]
     description: str = ""
     depth_source: str = ""
+    label_source: str = ""
     preprocessing: dict[str, Any] = field(default_factory=dict)
     postprocessing: dict[str, Any] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
+    serving: dict[str, Any] = field(default_factory=dict)
 
 
 def manifests() -> dict[str, ModelManifest]:

@@ -1,7 +1,6 @@
 """The layered-images service's own paths, over our commands and queries: its shapes, its statuses, its words.
 
-Differences that are meant: a mode that is known but not built yet is 400; what an upload holds is decoded before it is
-taken; ids are of version 7.
+Differences that are meant: what an upload holds is decoded before it is taken; ids are of version 7.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from litestar.response import Stream
 
 from ...adapters.ids import uuid7
 from ...adapters.images import UNDECLARED, normalised
+from ...adapters.settings import Settings
 from ...commands import assets as asset_commands
 from ...commands import jobs as commands
 from ...domain import assets
@@ -43,7 +43,6 @@ from ..services import Services
 from .forms import form_operation
 from .layered_images_shapes import (
     KINDS,
-    LATER_MODES,
     MODES,
     STORED_NAME,
     STYLES,
@@ -65,7 +64,7 @@ async def _answers(reads: Reads, rows: Sequence[projection.JobRow]) -> list[JobA
     inputs = {row.inputs[0] for row in rows if row.inputs}
     known = await asset_projection.by_ids(reads, list(inputs)) if inputs else {}
     names = {asset_id: stored_name(asset_id, asset.content_type) for asset_id, asset in known.items()}
-    return [answer_of(view_of_row(row), names.get(row.inputs[0], str(row.inputs[0]))) for row in rows]
+    return [answer_of(view_of_row(row), names.get(row.inputs[0], str(row.inputs[0])), row.outputs) for row in rows]
 
 
 FILES = ("image/png", "application/json")  # what these kinds of job write
@@ -99,7 +98,13 @@ class LayeredImagesController(Controller):
     @post(
         "/",
         operation_class=form_operation(
-            JobForm, MULTIPART, refined={"filename": {"minLength": 1}, "mode": {"enum": list(KINDS)}}
+            JobForm,
+            MULTIPART,
+            refined={
+                "filename": {"minLength": 1},
+                "mode": {"enum": list(KINDS)},
+                "painterly_style": {"enum": STYLES["painterly"]},
+            },
         ),
         summary="Create a job",
         keyed=True,
@@ -113,19 +118,14 @@ class LayeredImagesController(Controller):
             form = msgspec.convert(fields, JobForm, strict=False)
         except msgspec.ValidationError as error:
             raise FieldsRefused.of(str(error)) from error
-        kind = _kind(form.mode)
+        kind, params = _kind(form, services.settings)
         asset_id = await _asset_id(services, form.filename)
         settings = services.settings
         command = commands.SubmitJob(
             job_id=uuid7(),
             kind=kind,
             inputs=(asset_id,),
-            params={
-                "num_layers": settings.default_num_layers if form.num_layers is None else form.num_layers,
-                "max_size": form.max_size,
-                "feather_radius": form.feather_radius,
-                "export_layers": form.export_layers,
-            },
+            params=params,
             timeout_s=settings.job_timeout_s,
             attempts_max=settings.job_attempts_max,
             pending_max=settings.facade_jobs_pending_max,
@@ -192,13 +192,27 @@ async def health(services: Parts) -> Health:
 ROUTES = (info, health, LayeredImagesController)
 
 
-def _kind(mode: str) -> str:
-    if mode in LATER_MODES:
-        raise Invalid(f"mode {mode!r} is not available yet; use photo-realistic")
-    kind = KINDS.get(mode)
+def _kind(form: JobForm, settings: Settings) -> tuple[str, dict[str, Any]]:
+    """The kind of job that the mode is, and its parameters."""
+    kind = KINDS.get(form.mode)
     if kind is None:
-        raise Invalid(f"mode {mode[:64]!r} is not one of {', '.join([*KINDS, *LATER_MODES])}")
-    return kind
+        raise Invalid(f"mode {form.mode!r} is not one of {', '.join(KINDS)}")
+    params: dict[str, Any] = {
+        "num_layers": settings.default_num_layers if form.num_layers is None else form.num_layers,
+        "max_size": form.max_size,
+        "feather_radius": form.feather_radius,
+        "export_layers": form.export_layers,
+    }
+    if form.mode != "painterly":
+        return kind, params
+    if form.painterly_style is not None:
+        if form.painterly_style not in STYLES["painterly"]:
+            raise Invalid(f"painterly_style {form.painterly_style!r} is not one of {', '.join(STYLES['painterly'])}")
+        params["style"] = form.painterly_style
+    strength, seed = form.painterly_strength, form.painterly_seed
+    params["strength"] = settings.default_painterly_strength if strength is None else strength
+    params["seed"] = settings.default_painterly_seed if seed is None else seed
+    return kind, params
 
 
 async def _asset_id(services: Services, filename: str) -> UUID:

@@ -1,22 +1,21 @@
 """The layered-images service's shapes, names and statuses, as its own document gives them."""
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 from uuid import UUID
 
 from msgspec import Meta, Struct
 
+from ...domain.jobs import Artifact
+from ...domain.kinds import SEED_MAX, PaintingStyle
 from ..jobs import JobView
 from ..problems import Facade
 
-KINDS = {"photo-realistic": "layer-photo-realistic"}
+KINDS = {"photo-realistic": "layer-photo-realistic", "painterly": "layer-painterly"}
 MODES = {kind: mode for mode, kind in KINDS.items()}
-LATER_MODES = frozenset({"painterly"})
-STYLES = {
-    "photo-realistic": ["default"],
-    "painterly": [],  # none can be had yet
-}
+STYLES = {"photo-realistic": ["default"], "painterly": list(get_args(PaintingStyle))}
 EXTENSIONS = {
     "image/jpeg": "jpg",
     "image/png": "png",
@@ -63,7 +62,7 @@ class ApiInfo(Struct, frozen=True):
 
 class Queue(Struct, frozen=True):
     """Attributes:
-    capacity: how many jobs may wait.
+    capacity: how many jobs of each mode may wait.
     """
 
     pending: int
@@ -92,6 +91,9 @@ class JobForm(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     filename: as the upload answered it.
     num_layers: the service's setting, unless it is given.
     export_layers: without it only composite, depth map and manifest are written.
+    painterly_style: for painterly mode, as are the two below; another mode does not look at them.
+    painterly_strength: the service's setting, unless it is given.
+    painterly_seed: likewise; the same seed paints the same bytes.
     """
 
     filename: Annotated[str, Meta(max_length=255)]
@@ -102,7 +104,7 @@ class JobForm(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     export_layers: bool = True
     painterly_style: Annotated[str, Meta(max_length=64)] | None = None
     painterly_strength: Annotated[float, Meta(ge=0, le=1)] | None = None
-    painterly_seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
+    painterly_seed: Annotated[int, Meta(ge=0, le=SEED_MAX)] | None = None
 
 
 class UploadForm(Struct, frozen=True):
@@ -115,6 +117,7 @@ class UploadForm(Struct, frozen=True):
 
 class JobAnswer(Struct, frozen=True, kw_only=True):
     """Attributes:
+    painterly_style, painterly_strength, painterly_seed: of painterly mode, else null.
     output_dir: where the files lie in the object store, once there are some.
     processing_time: seconds, of the attempt that ended the job.
     """
@@ -148,7 +151,7 @@ def stored_name(asset_id: UUID, content_type: str) -> str:
     return f"{asset_id}.{EXTENSIONS.get(content_type, 'bin')}"
 
 
-def answer_of(job: JobView, input_filename: str) -> JobAnswer:
+def answer_of(job: JobView, input_filename: str, outputs: Sequence[Artifact] = ()) -> JobAnswer:
     """A job as these clients know it, whether it was read or just decided."""
     took = job.finished_at - job.started_at if job.finished_at and job.started_at else None
     completed = job.status == "completed"
@@ -159,8 +162,11 @@ def answer_of(job: JobView, input_filename: str) -> JobAnswer:
         num_layers=job.params["num_layers"],
         max_size=job.params["max_size"],
         feather_radius=job.params["feather_radius"],
+        painterly_style=job.params.get("style"),
+        painterly_strength=job.params.get("strength"),
+        painterly_seed=job.params.get("seed"),
         input_filename=input_filename,
-        output_dir=f"jobs/{job.id}" if completed else None,
+        output_dir=outputs[0].object_key.rpartition("/")[0] if completed and outputs else None,
         result_manifest=job.manifest if completed else None,
         error_message=job.error_message or job.error_code if job.status == "failed" else None,
         created_at=job.created_at,

@@ -2,9 +2,11 @@
 
 A kind is one module with `run(job, progress) -> JobOutput`; its parameters are a struct in `domain/kinds.py`. It is
 imported when its first job comes, so that a runner that only does nothing never loads NumPy.
+
+A kind that does several jobs cheaper at once than one by one also has `run_many(jobs, progress)`, see TogetherModule.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Protocol, TypeVar, cast
 
@@ -16,6 +18,9 @@ P = TypeVar("P", bound=Struct)
 MODULES = {
     "noop": ".noop",
     "layer-photo-realistic": ".layer_photo_realistic",
+    "layer-painterly": ".layer_painterly",
+    "embed": ".embed",
+    "inspect": ".inspect",
 }
 
 Progress = Callable[[int, str], None]  # percent done (0 to 100), and what is being done
@@ -113,16 +118,30 @@ class KindModule(Protocol):
     def run(self, job: JobInput, progress: Progress) -> JobOutput: ...
 
 
+class TogetherModule(KindModule, Protocol):
+    """A kind whose jobs gain by being run at once; its `together` in `domain/kinds.py` says so."""
+
+    def run_many(self, jobs: Sequence[JobInput], progress: Progress) -> list[JobOutput | KindFailed]:
+        """One for each job, in their order, as `run` would have said it: what one job fails of is its own answer, and
+        leaves the others right. If it raises (too little memory for all of them, say), each job is run alone.
+        """
+
+
 def module_of(kind: str) -> KindModule:
     """The module that runs `kind`.
 
     Raises:
-        KindFailed: `unknown_kind`: this runner is older than the job, or newer.
+        KindFailed: `unknown_kind`: this runner is older than the job, or newer; `kind_unavailable`: a package that
+            the kind needs is not installed here.
     """
     name = MODULES.get(kind)
     if name is None:
         raise KindFailed("unknown_kind", f"this worker does not know the kind {kind!r}")
-    return cast("KindModule", import_module(name, __name__))
+    try:
+        return cast("KindModule", import_module(name, __name__))
+    except ModuleNotFoundError as error:
+        message = f"this worker has no {error.name}, which {kind!r} needs"
+        raise KindFailed("kind_unavailable", message, retryable=True) from error
 
 
 def params_of(job: JobInput, struct: type[P]) -> P:

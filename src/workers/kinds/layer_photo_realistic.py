@@ -10,7 +10,7 @@ Written into the output directory, all of one size:
 - `layer_manifest.json`: the layers with their depth ranges, coverage and files, the sizes, the parameters, the model.
 """
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ import numpy as np
 from msgspec.structs import asdict
 
 from ...adapters import onnx
-from ...adapters.onnx_check import ModelRefused
-from ...domain.kinds import LayerPhotoRealistic
-from . import JobInput, JobOutput, KindFailed, ModelFile, OutputFile, Progress, Receipt, layers, params_of, pictures
-from .layers import Bands, Depth
+from ...domain.kinds import LayerPainterly, LayerPhotoRealistic
+from . import JobInput, JobOutput, KindFailed, ModelFile, OutputFile, Progress, layers, params_of, pictures
+from .layers import Bands, Depth, Mask
 from .pictures import Pixels
+from .running import Stopwatch, receipt_of, session_for
 
 LAYER_NAMES = {
     2: ("background", "foreground"),
@@ -40,30 +40,31 @@ DESCRIPTIONS = {
 }
 UNLABELLED_SOURCE = "heuristic"  # until a model says that it was trained
 
-# One process, one cache: the runner child runs one job at a time, and the next one most often has the same model.
-SESSIONS = onnx.SessionCache(capacity=2)
-
-
-class Stopwatch:
-    """Milliseconds from one lap to the next."""
-
-    def __init__(self) -> None:
-        self.laps_ms: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps_ms[name] = (now - self._since) * 1000
-        self._since = now
+# A layer's colours, where it can be seen, and its band: what is to be seen instead.
+Paint = Callable[[Pixels, Mask, int], Pixels]
 
 
 def run(job: JobInput, progress: Progress) -> JobOutput:
     """Read, measure, cut, fill, write.
 
     Raises:
+        KindFailed: as layered().
+    """
+    return layered(job, params_of(job, LayerPhotoRealistic), progress)
+
+
+def layered(
+    job: JobInput,
+    params: LayerPhotoRealistic | LayerPainterly,
+    progress: Progress,
+    paint: Paint | None = None,
+    told: dict[str, Any] | None = None,
+) -> JobOutput:
+    """All of the above, each layer painted if it is to be; `told` is what the manifest says besides.
+
+    Raises:
         KindFailed: `rule_violated`, `image_undecodable`, `image_too_many_pixels`, or why the model was refused.
     """
-    params = params_of(job, LayerPhotoRealistic)
     if len(job.inputs) != 1 or job.model is None:
         raise KindFailed("rule_violated", "one picture and one depth model are needed")
     watch = Stopwatch()
@@ -81,13 +82,13 @@ def run(job: JobInput, progress: Progress) -> JobOutput:
     bands, edges = layers.split(depth, params.num_layers)
     watch.lap("bands_ms")
     directory = Path(job.output_dir)
-    outputs = write_layers(directory, picture, bands, params, progress)
+    outputs = write_layers(directory, picture, bands, params, progress, paint)
     pictures.write_png(directory / "depth_map.png", np.rint(depth * layers.FULL).astype(np.uint8))
     watch.lap("layers_ms")
 
     manifest = described(
-        model=job.model, params=params, picture=picture, original_size=original_size, bands=bands, edges=edges
-    )
+        job, job.model, params=params, picture=picture, original_size=original_size, bands=bands, edges=edges
+    ) | (told or {})
     (directory / "layer_manifest.json").write_bytes(
         msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
     )
@@ -97,16 +98,6 @@ def run(job: JobInput, progress: Progress) -> JobOutput:
     ]
     progress(100, "done")
     return JobOutput(outputs, manifest, watch.laps_ms, receipt_of(session))
-
-
-def session_for(model: ModelFile, intra_op_threads: int) -> onnx.Session:
-    """Raises KindFailed with the loader's code: the same bytes will be refused again."""
-    try:
-        return SESSIONS.get(Path(model.path), model.sha256, intra_op_threads=intra_op_threads)
-    except ModelRefused as refused:
-        raise KindFailed(refused.code, f"the depth model was refused: {refused}") from refused
-    except FileNotFoundError as error:
-        raise KindFailed("model_missing", "the depth model is not in this worker's cache", retryable=True) from error
 
 
 def estimate(session: onnx.Session, picture: Pixels) -> Depth:
@@ -127,7 +118,12 @@ def estimate(session: onnx.Session, picture: Pixels) -> Depth:
 
 
 def write_layers(
-    directory: Path, picture: Pixels, bands: Bands, params: LayerPhotoRealistic, progress: Progress
+    directory: Path,
+    picture: Pixels,
+    bands: Bands,
+    params: LayerPhotoRealistic | LayerPainterly,
+    progress: Progress,
+    paint: Paint | None,
 ) -> list[OutputFile]:
     """Write the layers, unless they are not wanted, and their composite."""
     names = file_names(params.num_layers)
@@ -135,11 +131,12 @@ def write_layers(
     composite = picture
     for band, name in enumerate(names):
         progress(30 + 65 * band // len(names), f"layer {band + 1} of {len(names)}")
-        if band == 0:
-            pixels = composite = layers.background(picture, bands)
-        else:
-            pixels = layers.layer(picture, bands, band, params.feather_radius)
-            composite = layers.over(composite, pixels)
+        alpha = layers.feathered(bands >= band, params.feather_radius)
+        colors = layers.continued(picture, bands, band)
+        if paint is not None:
+            colors = paint(colors, alpha > 0, band)
+        pixels = layers.cut(colors, alpha) if band else colors
+        composite = layers.over(composite, pixels) if band else colors
         if params.export_layers:
             pictures.write_png(directory / name, pixels)
             written.append(OutputFile(name, "image/png"))
@@ -152,9 +149,10 @@ def file_names(num_layers: int) -> list[str]:
 
 
 def described(
-    *,
+    job: JobInput,
     model: ModelFile,
-    params: LayerPhotoRealistic,
+    *,
+    params: LayerPhotoRealistic | LayerPainterly,
     picture: Pixels,
     original_size: tuple[int, int],
     bands: Bands,
@@ -177,7 +175,7 @@ def described(
         )
     ]
     return {
-        "kind": "layer-photo-realistic",
+        "kind": job.kind,
         "num_layers": params.num_layers,
         "layers": listed,
         "composite": "composite.png",
@@ -188,14 +186,3 @@ def described(
         "depth_source": model.manifest.get("depth_source") or UNLABELLED_SOURCE,
         "model": {"name": model.manifest.get("name", ""), "sha256": model.sha256},
     }
-
-
-def receipt_of(session: onnx.Session) -> Receipt:
-    return Receipt(
-        execution_provider=session.execution_provider,
-        runtime=onnx.RUNTIME,
-        runtime_version=onnx.runtime_version(),
-        model_sha256=session.sha256,
-        batch_size=1,
-        intra_op_threads=session.intra_op_threads,
-    )

@@ -140,17 +140,14 @@ def _doubled(level: Colors, height: int, width: int) -> Colors:
     return level
 
 
-def background(picture: Pixels, bands: Bands) -> Pixels:
-    """The farthest band, and behind everything in front of it what continues it."""
-    return _filled_where(picture, hidden=bands > 0, known=bands == 0)
+def continued(picture: Pixels, bands: Bands, band: int) -> Pixels:
+    """The picture up to one band, which goes on under the bands in front of it."""
+    return _filled_where(picture, hidden=bands > band, known=bands == band)
 
 
-def layer(picture: Pixels, bands: Bands, band: int, feather_radius: int) -> Pixels:
-    """RGBA of one band above the background, continued under the bands in front of it."""
-    alpha = feathered(bands >= band, feather_radius)
-    colors = _filled_where(picture, hidden=bands > band, known=bands == band)
-    colors[alpha == 0] = 0  # nothing to see, and it compresses to nothing
-    return np.dstack([colors, alpha])
+def cut(colors: Pixels, alpha: Pixels) -> Pixels:
+    """RGBA; nothing is left where nothing is to be seen, and it compresses to nothing."""
+    return np.dstack([np.where(alpha[..., None] > 0, colors, np.uint8(0)), alpha])
 
 
 def over(below: Pixels, layer_above: Pixels) -> Pixels:
