@@ -4,7 +4,19 @@ from typing import Protocol
 
 import click
 
-from . import audit_offline, library_face, notary_cost, p1_append, p2_submit, p5_catch_up, p8_lag, p9_growth, restore
+from . import (
+    audit_offline,
+    library_face,
+    notary_cost,
+    p1_append,
+    p2_submit,
+    p3_jobs,
+    p5_catch_up,
+    p6_inference,
+    p8_lag,
+    p9_growth,
+    restore,
+)
 
 
 class Benchmark(Protocol):
@@ -17,7 +29,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "notary": notary_cost.run,
     "p1": p1_append.run,
     "p2": p2_submit.run,
+    "p3": p3_jobs.run,
     "p5": p5_catch_up.run,
+    "p6": p6_inference.run,
     "p8": p8_lag.run,
     "p9": p9_growth.run,
     "restore": restore.run,
