@@ -190,6 +190,8 @@ jobs = sa.Table(
     sa.Column("late_results", sa.Integer, nullable=False),
     sa.Column("started_at", Instant),
     sa.Column("finished_at", Instant),
+    sa.Column("unique_key", sa.Text),
+    sa.Column("ref", sa.Text),
     sa.CheckConstraint(
         "status IN ('pending', 'processing', 'completed', 'failed', 'cancelled', 'expired', 'deleted')",
         name="status_known",
@@ -202,10 +204,20 @@ jobs = sa.Table(
         name="over_has_finished_at",
     ),
     sa.CheckConstraint("NOT dead_letter OR status IN ('failed', 'deleted')", name="dead_letter_failed"),
-    sa.Index("jobs_v1_waiting", "kind", "created_at", postgresql_where=sa.text("status = 'pending'")),
+    sa.Index(
+        "jobs_v1_lines",
+        "kind",
+        "owner",
+        "priority",
+        sa.text("COALESCE(not_before, created_at)"),
+        postgresql_where=sa.text("status = 'pending'"),
+    ),
+    sa.Index("jobs_v1_ended", "kind", "finished_at", postgresql_where=sa.text("status IN ('completed', 'failed')")),
+    sa.Index("jobs_v1_dead", "job_id", postgresql_where=sa.text("dead_letter")),
     sa.Index("jobs_v1_running", "started_at", postgresql_where=sa.text("status = 'processing'")),
     sa.Index("jobs_v1_session", "session_id", postgresql_where=sa.text("session_id IS NOT NULL")),
     sa.Index("jobs_v1_newest", "created_at", "job_id"),
+    sa.Index("jobs_v1_batch", "batch_id", "status", "job_id", postgresql_where=sa.text("batch_id IS NOT NULL")),
 )
 
 lineage_edges = sa.Table(

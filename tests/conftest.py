@@ -21,6 +21,7 @@ pytest_plugins = [
     "tests.conftest_service",
     "tests.conftest_analysts",
     "tests.conftest_up",
+    "tests.conftest_models",
 ]
 
 

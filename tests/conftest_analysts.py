@@ -43,7 +43,8 @@ class Facts(Struct, frozen=True):
     waiting: UUID  # by bob, pending
     deleted: UUID  # by ada
     session: UUID  # by ada, for PERSON
-    models: list[UUID]  # activated one after the other
+    task: str
+    models: list[UUID]  # activated for it one after the other
     activated: list[int]  # positions of the activations
     done_at: int  # where `done` was completed
 
@@ -124,7 +125,9 @@ async def fill(service: Service) -> Facts:
     deleted = (await service.run(jobs.submit_job, noop(), by("ada"))).stream_id
     await service.run(jobs.delete_job, jobs.DeleteJob(job_id=deleted), by("ada"))
     await service.caught_up()
-    return Facts(done, waiting, deleted, session_id, [first.model_id, second], [slot.position, activated], done_at)
+    return Facts(
+        done, waiting, deleted, session_id, first.task, [first.model_id, second], [slot.position, activated], done_at
+    )
 
 
 def noop() -> jobs.SubmitJob:

@@ -1,4 +1,4 @@
-"""What the documented examples use of curl, for machines that have none: `-s -S -X -F -O -o -w` and a URL.
+"""What the documented examples use of curl, for machines that have none: `-s -S -I -X -F -O -o -w` and a URL.
 
 Only where curl is missing (see conftest.py): the examples are written for the real one, and run with it where it is.
 """
@@ -15,6 +15,7 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="curl")
     options.add_argument("-s", action="store_true")
     options.add_argument("-S", action="store_true")
+    options.add_argument("-I", action="store_true")
     options.add_argument("-X", default=None)
     options.add_argument("-F", action="append", default=[])
     options.add_argument("-O", action="store_true")
@@ -22,7 +23,8 @@ def main() -> int:
     options.add_argument("-w", default="")
     options.add_argument("url")
     given = options.parse_args()
-    answer = httpx.request(given.X or ("POST" if given.F else "GET"), given.url, files=parts(given.F), timeout=30)
+    method = given.X or ("POST" if given.F else "HEAD" if given.I else "GET")
+    answer = httpx.request(method, given.url, files=parts(given.F), timeout=30)
     target = Path(Path(urlsplit(given.url).path).name) if given.O else given.o
     if target is None:
         sys.stdout.buffer.write(answer.content)

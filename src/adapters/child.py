@@ -37,6 +37,7 @@ ENVIRONMENT_SET = {
     "MALLOC_ARENA_MAX": "2",
     "PYTHONHASHSEED": "0",
     "ORT_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
 }
 # Directories that a child may open files in, beside its libraries; see `landlock.py`.
 READABLE, WRITABLE = "SIGHTLINE_CHILD_READABLE", "SIGHTLINE_CHILD_WRITABLE"

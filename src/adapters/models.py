@@ -75,6 +75,20 @@ class ModelCache:
         path = self.path(sha256)
         return SyncedModel(sha256, str(path.relative_to(self._root)), path.stat().st_size, origin)
 
+    def put_local(self, name: str, model: bytes) -> None:
+        """Lay a model where `local/<name>` looks for it, whole or not at all."""
+        directory = self._root / "local"
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory, delete=False) as written:
+            try:
+                written.write(model)
+                written.flush()
+                os.fsync(written.fileno())
+                Path(written.name).replace(directory / f"{name}.onnx")
+            except BaseException:
+                Path(written.name).unlink(missing_ok=True)
+                raise
+
     def ensure(self, sha256: str) -> Path:
         """The verified file of a synced model, on this machine.
 

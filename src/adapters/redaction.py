@@ -37,7 +37,7 @@ _BYTES = re.compile(r"^b(?=['\"])")
 # One of them stands in whatever the shapes below would find; looking for them first keeps most lines cheap.
 _HINTS = (
     *("pass", "secret", "token", "key", "auth", "cookie", "signature", "credential", "bearer", "basic"),
-    *("sl_", "eyj", "://", "@", "%40"),
+    *("sl_", "eyj", "whsec_", "://", "@", "%40"),
 )
 _QUOTED = r"\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?|\\+[\"'].*"  # with escaped quotes: to the end of the line
 _VALUE = rf"(?:{_QUOTED}|[^\s&\"',;]+)"
@@ -52,6 +52,7 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE), rf"\1 {REDACTED}"),
     (re.compile(rf"({_NAMES}[\w-]{{0,40}}{_BETWEEN}){_VALUE}", re.IGNORECASE), rf"\1{REDACTED}"),
     (re.compile(r"\bsl_[A-Za-z0-9_.-]{6,}"), REDACTED),
+    (re.compile(r"\bwhsec_[A-Za-z0-9+/=_-]{6,}"), REDACTED),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*){0,2}"), REDACTED),
     (re.compile(r"(://[^\s:/?#@\"']{0,200}:)[^\s\"']{0,500}@"), rf"\1{REDACTED}@"),
 )

@@ -44,6 +44,17 @@ class Settings(Struct, frozen=True, kw_only=True):
         trusted_proxies: networks (`10.1.2.3/32`) whose word on a client's address is taken.
         tls_cert, tls_key: PEM files; both, or neither.
         clamd_socket: of a ClamAV daemon that is asked about uploads too; empty for none.
+        inference_tasks: tasks whose active versions are loaded at the start; /v2/health/ready says no before.
+        inference_devices: CUDA's names of those that requests for inference run on, a process each; without any there
+            is one process, with what it finds.
+        inference_threads: cores that each of them may use.
+        inference_models_max, inference_models_mb_max: that are loaded at once; the size of their files.
+        inference_batch_rows_max, inference_request_mb_max: rows of one run; tensors of one run, and of one request.
+        webhook_retry_scale: what the delays between attempts are multiplied by.
+        webhook_concurrency_max, webhook_per_host_max: attempts at once, in all and to one host.
+        webhook_failing_days_max: a webhook that took nothing for so long is disabled.
+        webhook_networks: networks (`10.1.2.3/32`) that webhooks may reach although they are not public.
+        webhook_plain_http: whether they may go to `http` URLs.
     """
 
     data_dir: Path = Path("var/sightline")
@@ -90,6 +101,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     upload_pixels_max: int = 64_000_000
     upload_url_expires_s: int = 900
     json_body_bytes_max: int = MEBIBYTE_BYTES
+    live_streams_max: int = 10_000  # clients of one process that listen at once
 
     session_duration_s: int = 45 * 60
     job_timeout_s: int = 600
@@ -103,6 +115,24 @@ class Settings(Struct, frozen=True, kw_only=True):
     analyst_query_s_max: float = 30.0  # how long a query or a transaction of an analyst may last
     analyst_connections_max: int = 3  # of each one that is made from now on
     objects_orphaned_after_s: int = 24 * 3600  # how old an object is before the janitor judges it
+    webhook_timeout_s: float = 15.0
+    webhook_retry_scale: float = 1.0
+    webhook_concurrency_max: int = 50
+    webhook_per_host_max: int = 5
+    webhook_failing_days_max: float = 5.0
+    webhook_networks: list[str] = field(default_factory=list)
+    webhook_plain_http: bool = False
+    inference_tasks: list[str] = field(default_factory=list)
+    inference_devices: list[str] = field(default_factory=list)
+    inference_threads: int = 1
+    inference_cuda_graphs: bool = False
+    inference_memory_mb_max: int = 4096
+    inference_models_max: int = 4
+    inference_models_mb_max: int = 2048
+    inference_requests_max: int = 256  # that wait for one model
+    inference_batch_rows_max: int = 32
+    inference_request_mb_max: int = 8
+    inference_timeout_s: float = 30.0
     default_num_layers: int = 4
     default_painterly_strength: float = 0.5
     default_painterly_seed: int = 42

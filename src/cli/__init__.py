@@ -45,6 +45,7 @@ GROUPS = {
     "audit": "audit",
     "backup": "backup",
     "keys": "keys",
+    "models": "models",
     "people": "people",
     "projections": "projections",
     "restore": "backup",
@@ -102,6 +103,7 @@ def up(
             _process("projector", "project"),
             _process("clock", "tick"),
             _process("notary", "notarize"),
+            _process("webhooks", "deliver"),
             _process("api", "serve", *listen, ready=lambda: _answers(ready)),
             *(_process(f"worker-{number}", "work") for number in range(1, workers + 1)),
         ]
@@ -165,6 +167,16 @@ def notarize(data_dir: Path | None) -> None:
     with parts(data_dir=data_dir) as ready:
         os.nice(NOTARY_NICENESS)  # now, not before: parts that were started for this are not to be nice
         run_async(lifecycle.run_until_stopped(lambda stopping: notary.run(ready, stopping), "notary"))
+
+
+@main.command()
+@data_dir_option
+def deliver(data_dir: Path | None) -> None:
+    """Run the deliverer of webhooks alone."""
+    from ..workers import webhooks  # noqa: PLC0415  # as above
+
+    with parts(data_dir=data_dir) as ready:
+        run_async(with_services(ready, webhooks.run, "webhooks"))
 
 
 @main.command()

@@ -8,6 +8,7 @@ import click
 
 from ..adapters.objects.signing import PREVIOUS_KEY_FILE, rotate_secret
 from ..adapters.settings import Settings
+from ..adapters.standard_webhooks import rotate_callback_key
 from .shared import clear_errors, data_dir_option, given_settings
 
 
@@ -30,6 +31,19 @@ def objects(data_dir: Path | None) -> None:
         _require_over(given)
         rotate_secret(given.data_dir / "keys")
     click.echo("There is a new key. Start the API again: it signs with the new one, and takes both.")
+
+
+@rotate.command()
+@data_dir_option
+def callbacks(data_dir: Path | None) -> None:
+    """Sign calls to callback URLs with a new key, and with the one until now beside it until the next rotation."""
+    given = given_settings(data_dir=data_dir)
+    with clear_errors():
+        try:
+            rotate_callback_key(given.data_dir / "keys")
+        except ValueError as error:
+            raise click.ClickException(f"{given.data_dir / 'keys'}: {error}") from error
+    click.echo("There is a new key. Start the deliverer again: it signs with both; /v1/webhooks/key names both.")
 
 
 def _require_over(given: Settings) -> None:

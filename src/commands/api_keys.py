@@ -8,7 +8,7 @@ from msgspec import Struct
 from ..domain import api_keys, users
 from ..domain.access import Rights, Role, require_own
 from ..domain.api_keys import ApiKey
-from .transact import Loaded, Transaction
+from .transaction import Loaded, Transaction
 
 
 class IssueApiKey(Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from msgspec import Struct
 from ..domain import assets
 from ..domain.assets import Asset, Scan
 from . import quotas
-from .transact import Loaded, Transaction
+from .transaction import Loaded, Transaction
 
 
 def object_key(asset_id: UUID) -> str:

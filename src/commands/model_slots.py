@@ -4,14 +4,19 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from ..domain import model_slots, models
+from ..domain import model_slots, models, shadows
 from ..domain.kernel import NotFound
 from ..domain.model_slots import ModelSlot
-from .transact import Loaded, Transaction
+from .transaction import Loaded, Transaction
 
 
 class ActivateModel(Struct, frozen=True, kw_only=True):
+    """Attributes:
+    shadow_id: that must speak for it; None: nothing has to.
+    """
+
     model_id: UUID
+    shadow_id: UUID | None = None
 
 
 class RollBackModel(Struct, frozen=True, kw_only=True):
@@ -24,6 +29,8 @@ async def activate_model(tx: Transaction, command: ActivateModel) -> Loaded[Mode
     model = await tx.look(models.AGGREGATE, command.model_id)
     if model.status is None:
         raise NotFound("no such model")
+    if command.shadow_id is not None:
+        shadows.require_passed(await tx.look(shadows.AGGREGATE, command.shadow_id), command.model_id)
     slot = await tx.load(model_slots.AGGREGATE, model_slots.slot_id(model.task))
     events = model_slots.activate(
         slot.state,

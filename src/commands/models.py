@@ -13,7 +13,8 @@ from ..domain import model_slots, models
 from ..domain.kernel import Caller, NotFound, Rejection, derived_id
 from ..domain.models import ModelVersion
 from .model_slots import ActivateModel, activate_model
-from .transact import Commands, Loaded, Receipt, Transaction
+from .transact import Commands, Receipt
+from .transaction import Loaded, Transaction
 
 
 class SyncFailed(Rejection):

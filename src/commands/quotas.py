@@ -18,7 +18,7 @@ from msgspec import Struct
 from ..domain import quotas
 from ..domain.jobs import Job, is_pending, is_terminal
 from ..domain.quotas import RESOURCES, Amounts, Limits, Quota, QuotaExceeded
-from .transact import Loaded, Transaction
+from .transaction import Loaded, Transaction
 
 # A job takes so much of the day's seconds when it is submitted: the log refuses upward moves, and only those.
 ADMISSION_MS = 1
@@ -72,12 +72,7 @@ async def settle(tx: Transaction, job_id: UUID, before: Job, after: Job) -> None
 
 async def _reserve(tx: Transaction, thing_id: UUID, amounts: Amounts) -> bool:
     principal = tx.caller.actor
-    stream_id = quotas.limits_id(principal)
-    if stream_id in tx.states:
-        limits = (await tx.look(quotas.AGGREGATE, stream_id)).limits
-    else:
-        # Almost nobody has any. That is expected by the append, and read only if it was wrong.
-        limits = (await tx.create(quotas.AGGREGATE, stream_id)).state.limits
+    limits = (await tx.look(quotas.AGGREGATE, quotas.limits_id(principal), rare=True)).limits
     if limits is None or limits == Limits():
         return False
     await _count(tx, principal, thing_id, quotas.reserved_id(thing_id), amounts, limits)

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from ..domain import assets, sessions
 from ..domain.sessions import Session
-from .transact import Loaded, Transaction
+from .transaction import Loaded, Transaction
 
 USER_ID = "session.user_id"  # what the seal is bound to
 

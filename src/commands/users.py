@@ -10,7 +10,7 @@ from ..domain.access import Role
 from ..domain.kernel import InvalidState
 from ..domain.sealed import Sealed
 from ..domain.users import User
-from .transact import Loaded, Transaction
+from .transaction import Loaded, Transaction
 
 # What the seals are bound to.
 EMAIL = "user.email"

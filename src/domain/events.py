@@ -4,16 +4,53 @@ from typing import Any, get_args
 
 from msgspec import Struct
 
-from . import administrators, api_keys, assets, emails, jobs, model_slots, models, quotas, sessions, users
+from . import (
+    administrators,
+    api_keys,
+    assets,
+    batches,
+    comparisons,
+    emails,
+    jobs,
+    model_slots,
+    models,
+    queues,
+    quotas,
+    sessions,
+    shadows,
+    unique_keys,
+    users,
+    webhooks,
+)
 from .kernel import Aggregate
 
-_Work = assets.Event | sessions.Event | models.Event | model_slots.Event | jobs.Event
+_Work = assets.Event | sessions.Event | models.Event | model_slots.Event | jobs.Event | batches.Event
+_Queueing = queues.Event | unique_keys.Event
+_Comparing = comparisons.Event | shadows.Event
+_Telling = webhooks.Event
 _Identity = users.Event | emails.Event | administrators.Event | api_keys.Event | quotas.Event
-Event = _Work | _Identity
+Event = _Work | _Queueing | _Comparing | _Telling | _Identity
 
 AGGREGATES: dict[str, Aggregate[Any]] = {
     module.AGGREGATE.kind: module.AGGREGATE
-    for module in (assets, sessions, models, model_slots, jobs, users, emails, administrators, api_keys, quotas)
+    for module in (
+        assets,
+        sessions,
+        models,
+        model_slots,
+        jobs,
+        batches,
+        queues,
+        unique_keys,
+        comparisons,
+        shadows,
+        users,
+        emails,
+        administrators,
+        api_keys,
+        quotas,
+        webhooks,
+    )
 }
 
 

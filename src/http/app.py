@@ -18,13 +18,19 @@ from .assets import AssetController
 from .audit import AuditController
 from .audit_export import AuditExportController
 from .auth import Guard, is_automatic, require_declared, takes
+from .batches import BatchController
 from .bodies import JsonRequest
 from .canonical import CanonicalLine
 from .causes import CausesController
+from .comparisons import ComparisonController, RerunController
+from .dead_letters import DeadLetterController
 from .described import describe, operation_id
 from .health import HealthController
+from .inference import FACADE as INFERENCE
+from .inference import InferenceController
 from .jobs import JobController
 from .limits import LimitGuard, require_policies
+from .live import BatchStreamController, JobStreamController, StreamController
 from .login import LoginController
 from .manners import AnyRequest, dependencies, log_epoch, refuse_garbage
 from .model_slots import ModelSlotController
@@ -34,15 +40,20 @@ from .patience import Patience
 from .problems import handlers
 from .projections import ProjectionController
 from .proofs import ProofController
+from .queues import QueueController
 from .quotas import QuotaController
 from .seeds import flowviz, layered_images
 from .seeds.flowviz import FACADE as FLOWVIZ
 from .seeds.layered_images_shapes import FACADE as LAYERED_IMAGES
 from .services import Services
 from .sessions import SessionController
+from .shadows import ShadowController, ShadowStartController
 from .users import UserController
+from .waiting import WaitingController
+from .webhooks import WebhookController, callbacks
+from .websocket import route as websocket_route
 
-FACADES = (LAYERED_IMAGES, FLOWVIZ)
+FACADES = (LAYERED_IMAGES, FLOWVIZ, INFERENCE)
 EXPOSED_HEADERS = [
     "Event-Position",
     "Log-Epoch",
@@ -77,8 +88,21 @@ def create_app(services: Services) -> Litestar:
             AssetController,
             SessionController,
             JobController,
+            JobStreamController,
+            BatchStreamController,
+            StreamController,
+            websocket_route(services),
+            BatchController,
+            WaitingController,
+            DeadLetterController,
+            QueueController,
             ModelController,
             ModelSlotController,
+            InferenceController,
+            ComparisonController,
+            RerunController,
+            ShadowStartController,
+            ShadowController,
             AuditController,
             CausesController,
             ProofController,
@@ -90,6 +114,8 @@ def create_app(services: Services) -> Litestar:
             LoginController,
             UserController,
             ApiKeyController,
+            WebhookController,
+            callbacks,
             *layered_images.ROUTES,
             *flowviz.ROUTES,
             redoc,
@@ -168,12 +194,17 @@ def _openapi() -> OpenAPIConfig:
             Tag("assets", "Bytes that somebody gave us, and whether they are clean."),
             Tag("sessions", "A time in which somebody may change things."),
             Tag("jobs", "Pieces of computing, each done once."),
+            Tag("batches", "Many jobs in one request, followed as one thing."),
+            Tag("queues", "What is said of all jobs of a kind, and how they fare."),
             Tag("models", "Versions of models, and which of them does a task's work."),
+            Tag("comparisons", "Jobs run again, and how their outputs lie to those of before."),
+            Tag("inference", "Models asked directly, by the Open Inference Protocol."),
             Tag("audit", "The log, what came of what, and how far the read models are."),
             Tag("analytics", "Figures and rows as tables, for JSON, CSV and Parquet."),
             Tag("users", "Who may ask, in which role, and with which keys."),
             Tag("food lots", "The paths of the food-lots service, served verbatim."),
             Tag("layered images", "The paths of the layered-images service, served verbatim."),
+            Tag("webhooks", "Where things are told as they happen, and what came of telling them."),
             Tag("quotas", "How much may be asked for in a day."),
             Tag("operations", "For supervisors and monitoring."),
         ],

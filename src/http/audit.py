@@ -19,7 +19,8 @@ from ..domain.kernel import Aggregate, NotFound
 from ..projections import lineage
 from .auth import takes
 from .cloud_events import BATCH, LINES, cloud_event
-from .manners import CURSOR, POSITION_MAX, Limit, Listing, Parts, Reads, found, listed, marked, unmarked
+from .cursors import marked, unmarked
+from .manners import CURSOR, POSITION_MAX, Limit, Listing, Parts, Reads, found, listed
 from .moments import TIME, moment_of
 from .nouns import EventView
 from .services import Services

@@ -151,7 +151,7 @@ async def read_form(request: Request[Any, Any, Any]) -> dict[str, str]:
         TooLarge, WrongMediaType, Malformed: as read_upload; also for a field sent twice, or a file.
     """
     if request.content_type[0].lower() == URLENCODED:
-        pairs = _urlencoded(await _bounded(request))
+        pairs = _urlencoded(await read_bounded(request, FORM_BYTES_MAX))
     else:
         pairs = []
         async for part, chunks in _parts(request, bytes_max=FORM_BYTES_MAX):
@@ -166,13 +166,18 @@ async def read_form(request: Request[Any, Any, Any]) -> dict[str, str]:
     return {name: value for name, value in fields.items() if value}
 
 
-async def _bounded(request: Request[Any, Any, Any]) -> bytes:
-    body = b""
+async def read_bounded(request: Request[Any, Any, Any], size_bytes_max: int) -> bytes:
+    """A body, of a handler that takes more or less than JSON may have.
+
+    Raises:
+        TooLarge: as soon as it is, whatever Content-Length said.
+    """
+    body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > FORM_BYTES_MAX:
-            raise TooLarge(f"a form has at most {FORM_BYTES_MAX} bytes")
-    return body
+        if len(body) > size_bytes_max:
+            raise TooLarge(f"at most {size_bytes_max} bytes")
+    return bytes(body)
 
 
 def _urlencoded(body: bytes) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 import structlog
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send, WebSocketScope
 from prometheus_client import Histogram
 
 from ..adapters import metrics
@@ -56,12 +56,12 @@ class CanonicalLine:
         self._security = [(name.lower().encode(), value.encode()) for name, value in security.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == ScopeType.WEBSOCKET:
-            await self._app(scope, receive, send)
-            return
-        started = time.perf_counter()
         ids = _ids(scope)
         scope["state"].update(ids)
+        if scope["type"] == ScopeType.WEBSOCKET:
+            await self._app(scope, receive, send)  # it has a line of its own
+            return
+        started = time.perf_counter()
         answered: dict[str, Any] = {"status": 500, "position": None}
 
         async def noting(message: Message) -> None:
@@ -80,7 +80,7 @@ class CanonicalLine:
             _tell(scope, ids, answered, time.perf_counter() - started)
 
 
-def _ids(scope: HTTPScope) -> dict[str, str]:
+def _ids(scope: HTTPScope | WebSocketScope) -> dict[str, str]:
     """The caller's ids where they are fit for a log, else fresh ones."""
     given = {name: value for name, value in scope["headers"] if name in {b"x-request-id", b"x-correlation-id"}}
     request_id = _fit(given.get(b"x-request-id")) or str(uuid7())

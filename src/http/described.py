@@ -5,6 +5,7 @@ fields forbidden, bounds exact. Headers, refusals, security and links follow fro
 parameters that it is given, and these options:
 
     produces   media types of the answer, where it is not JSON alone
+    takes_json the shape of a JSON body that the handler reads itself
     keyed      an Idempotency-Key counts, although the handler is given no `caller`
     refuses    statuses that the rules of its own commands add to those which every such handler has
     access     the permission that it takes; see auth.py
@@ -63,7 +64,8 @@ def describe(app: Litestar, facades: Sequence[Facade], *, authenticated: bool) -
         for method in METHODS
         if (operation := getattr(item, method)) is not None
     }
-    schemas = _Schemas([handler for key, handler in served.items() if key in operations])
+    refusals: list[type[Struct]] = [Problem, Detail, *(one.shape for one in facades if one.shape is not None)]
+    schemas = _Schemas([handler for key, handler in served.items() if key in operations], refusals)
     components = document.components
     components.parameters, components.headers = dict(PARAMETERS), dict(HEADERS)
     components.responses = {}
@@ -116,6 +118,7 @@ class _Described:
         self._keyed = "caller" in self._given or handler.opt.get("keyed", False)
         reads = handler.resolve_dependencies().get("reads")
         self._waits = "reads" in self._given and reads is not None and reads.dependency is not fresh_reads
+        self._body_shape = body_of(handler)
         self._status = HTTPStatus(handler.status_code)
         seen = (operation.responses or {}).get(str(int(self._status)))
         self._produced = list(getattr(seen, "content", None) or ())
@@ -138,7 +141,7 @@ class _Described:
             operation.security = [{"token": []}, {"key": []}]
             permission = f"Takes the permission `{self._handler.opt['access']}`."
             operation.description = "\n\n".join(filter(None, [operation.description, permission]))
-        if "data" in self._given:
+        if self._body_shape is not None:
             operation.request_body = self._body()  # type: ignore[assignment]  # see _reference
         answers = {self._status: None} | {
             HTTPStatus(status): spec for status, spec in (self._handler.responses or {}).items()
@@ -146,12 +149,12 @@ class _Described:
         operation.responses = {str(int(status)): self._answer(status, spec) for status, spec in answers.items()}
 
     def _body(self) -> dict[str, Any]:
-        field = self._given["data"]
-        content: dict[str, Any] = {"schema": self._schemas.of(field.annotation)}
-        name = next((one.__name__ for one in _structs(field.annotation)), "")
+        content: dict[str, Any] = {"schema": self._schemas.of(self._body_shape)}
+        name = next((one.__name__ for one in _structs(self._body_shape)), "")
         if name in EXAMPLES:
             content["examples"] = {key: {"value": value} for key, value in EXAMPLES[name].items()}
-        return {"content": {JSON: content}, "required": field.default is Empty}
+        required = "data" not in self._given or self._given["data"].default is Empty
+        return {"content": {JSON: content}, "required": required}
 
     def _answer(self, status: HTTPStatus, spec: Any) -> Any:
         answer: dict[str, Any] = {"description": status.phrase, "headers": self._headers(status)}
@@ -209,11 +212,11 @@ class _Described:
 
 
 def _refusal_name(status: int, facade: Facade | None) -> str:
-    return f"{'Problem' if facade is None else 'Detail'}{status}"
+    return f"{'Problem' if facade is None else (facade.shape or Detail).__name__}{status}"
 
 
 def _refusal(status: int, facade: Facade | None) -> Any:
-    shape, media_type = (Problem, PROBLEM_TYPE) if facade is None else (Detail, JSON)
+    shape, media_type = (Problem, PROBLEM_TYPE) if facade is None else (facade.shape or Detail, JSON)
     codes = [code for code, one in STATUSES.items() if one == status]
     return {
         "description": HTTPStatus(status).phrase
@@ -264,6 +267,12 @@ def _link(operations: Mapping[tuple[str, str], Operation]) -> None:
         }
 
 
+def body_of(handler: HTTPRouteHandler) -> Any:
+    """The shape of the JSON that it takes; None where it takes none."""
+    data = handler.parsed_fn_signature.parameters.get("data")
+    return handler.opt.get("takes_json") if data is None else data.annotation
+
+
 def answer_of(handler: HTTPRouteHandler) -> Any:
     """What is in the body of its answer, as far as its annotation says; None where it does not."""
     annotation = handler.parsed_fn_signature.return_type.annotation
@@ -290,12 +299,11 @@ def _structs(annotation: Any) -> Iterator[type[Struct]]:
 class _Schemas:
     """JSON schemas of all that handlers take and answer."""
 
-    def __init__(self, handlers: Sequence[HTTPRouteHandler]) -> None:
-        shapes: list[Any] = [Problem, Detail]
+    def __init__(self, handlers: Sequence[HTTPRouteHandler], refusals: Sequence[type[Struct]]) -> None:
+        shapes: list[Any] = list(refusals)
         for handler in handlers:
-            data = handler.parsed_fn_signature.parameters.get("data")
             specs = (handler.responses or {}).values()
-            wanted = [data.annotation if data else None, answer_of(handler), *(one.data_container for one in specs)]
+            wanted = [body_of(handler), answer_of(handler), *(one.data_container for one in specs)]
             shapes += [one for one in wanted if one is not None and one not in shapes]
         found, self.components = msgspec.json.schema_components(shapes, ref_template=SCHEMAS)
         self._found = list(zip(shapes, found, strict=True))

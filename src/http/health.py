@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import psycopg
@@ -12,11 +13,13 @@ from msgspec import Struct
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
+from ..adapters import metrics
 from ..adapters.event_store.wire import Append
 from ..adapters.ids import uuid7
 from ..adapters.objects.port import ObjectStoreError
+from ..domain import kinds
 from ..domain.kernel import Rejection
-from ..projections import quarantine
+from ..projections import jobs, quarantine
 from ..projections.projection import NotYetProjected
 from .auth import takes
 from .manners import Parts
@@ -81,7 +84,22 @@ class HealthController(Controller):
         with suppress(psycopg.Error, TimeoutError):
             async with asyncio.timeout(SCRAPE_TIMEOUT_S), services.store.pool.connection() as connection:
                 await quarantine.count(connection)
+        with suppress(psycopg.Error, TimeoutError):
+            async with asyncio.timeout(SCRAPE_TIMEOUT_S):
+                await _measure(services)
         return generate_latest()
+
+
+async def _measure(services: Services) -> None:
+    """What autoscalers ask: how much waits, how long, and how old that answer is. The same of every API process."""
+    head = (await services.store.reader.head()).position
+    metrics.PROJECTION_LAG.set(max(0, head - await services.reads.position()))
+    found = {depth.kind: depth for depth in await jobs.depths(services.reads, now=datetime.now(UTC))}
+    for kind in kinds.KINDS:
+        depth = found.get(kind)  # none: nothing to do, which is a figure too
+        metrics.JOBS_WAITING.labels(kind=kind).set(depth.waiting if depth else 0)
+        metrics.JOBS_RUNNING.labels(kind=kind).set(depth.running if depth else 0)
+        metrics.JOBS_OLDEST_SECONDS.labels(kind=kind).set(depth.oldest_s if depth else 0)
 
 
 async def _check(work: Awaitable[Check]) -> Check:

@@ -1,6 +1,6 @@
 """Jobs at the door: submit, follow, fetch what came out."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
@@ -9,6 +9,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Redirect
 from msgspec import Meta, Struct, field
 
+from ..adapters.egress_rules import Rules
 from ..adapters.ids import uuid7
 from ..commands import jobs as commands
 from ..commands.transact import Receipt
@@ -36,6 +37,7 @@ from .manners import (
     shown,
 )
 from .nouns import NounController, as_of
+from .problems import FieldError, FieldsRefused
 from .services import Services
 
 
@@ -43,12 +45,16 @@ class JobAsked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One piece of computing.
 
     Attributes:
-        kind: `layer-photo-realistic`, or `noop`, which does nothing.
+        kind: `layer-photo-realistic`, `layer-painterly`, `embed` or `inspect`; or `noop`, which does nothing.
         inputs: clean assets, as many as the kind takes.
         params: of the kind; what is missing gets the kind's default.
         session_id: a session that is active; if it expires before the job starts, the job expires too.
         model_version_id: another version than the active one of the kind's task.
         priority: 0 is the most urgent.
+        not_before: its first attempt begins then or later.
+        delay_s: the same, counted from now; one of the two.
+        unique_key: while a job of yours of this kind under this key is not over, another is refused, and told which.
+        callback_url: is told how the job ended, as a webhook is, signed with the service's own key.
     """
 
     kind: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -59,6 +65,10 @@ class JobAsked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     priority: Annotated[int, Meta(ge=0, le=jobs.PRIORITY_MAX)] = jobs.PRIORITY_DEFAULT
     timeout_s: Annotated[int, Meta(ge=1, le=jobs.TIMEOUT_S_MAX)] | None = None
     attempts_max: Annotated[int, Meta(ge=1, le=jobs.ATTEMPTS_MAX)] | None = None
+    not_before: Annotated[datetime, Meta(tz=True)] | None = None
+    delay_s: Annotated[float, Meta(ge=0, le=jobs.DELAY_MAX.total_seconds())] | None = None
+    unique_key: Annotated[str, Meta(min_length=1, max_length=jobs.UNIQUE_KEY_CHARS_MAX)] | None = None
+    callback_url: Annotated[str, Meta(min_length=8, max_length=jobs.URL_CHARS_MAX)] | None = None
 
 
 class JobView(Struct, frozen=True, kw_only=True):
@@ -67,8 +77,10 @@ class JobView(Struct, frozen=True, kw_only=True):
     Attributes:
         attempt: the number of the current attempt, or of the last one; 0 before the first.
         progress: of the current attempt, 0 to 100.
-        not_before: when a retry may start.
+        not_before: when it may start, or its retry.
+        unique_key: that it holds until it is over.
         dead_letter: its attempts are used up; it may be requeued.
+        ref: what whoever submitted it calls it.
         manifest: what the kind says of its outputs.
         timings: seconds by step.
     """
@@ -100,6 +112,8 @@ class JobView(Struct, frozen=True, kw_only=True):
     updated_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    unique_key: str | None
+    ref: str | None
     version: int
 
 
@@ -207,6 +221,14 @@ async def delete_job(
     return receipt
 
 
+def _not_before(data: JobAsked, now: datetime) -> datetime | None:
+    if data.delay_s is None:
+        return data.not_before
+    if data.not_before is not None:
+        raise FieldsRefused([FieldError("send not_before or delay_s, not both", pointer="/delay_s")])
+    return now + timedelta(seconds=data.delay_s) if data.delay_s else None
+
+
 def _answer(receipt: Receipt[Job], *, status_code: int = 200) -> Response[JobView]:
     body = view_of_state(receipt.stream_id, receipt.state, receipt.version)
     headers = {"Location": f"/v1/jobs/{receipt.stream_id}"} if status_code == 201 else None  # noqa: PLR2004  # Created
@@ -229,9 +251,12 @@ class JobController(NounController):
             params=data.params,
             session_id=data.session_id,
             model_version_id=data.model_version_id,
+            callback_url=Rules.of(settings).target(data.callback_url).url if data.callback_url else None,
             priority=data.priority,
             timeout_s=settings.job_timeout_s if data.timeout_s is None else data.timeout_s,
             attempts_max=settings.job_attempts_max if data.attempts_max is None else data.attempts_max,
+            not_before=_not_before(data, caller.now),
+            unique_key=data.unique_key,
             pending_max=settings.jobs_pending_max,
         )
         receipt = await services.commands.execute(commands.submit_job, command, caller)

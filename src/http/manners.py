@@ -20,18 +20,18 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from ..adapters.ids import uuid7
-from ..commands.transact import EpochChanged, Receipt
+from ..commands.transact import Receipt
 from ..domain.kernel import Caller, Rejection, derived_id
 from ..projections.projection import NotYetProjected, ReadModels
 from .auth import admitted
 from .canonical import is_text
+from .cursors import EPOCH_CHARS, unmarked
 from .moments import POSITION, TIME
 from .patience import KEY_UNDER_WAY
 from .problems import FieldError, FieldsRefused, Malformed
 from .services import Services
 
 POSITION_MAX = 2**63 - 1
-EPOCH_CHARS = 8  # of its hexadecimal form; enough to tell the logs of one installation apart
 STRICT_PATHS = "/v1/"  # a seed's clients may send what the seed ignored
 PARAMETERS_MAX = 50
 QUERY = "query_parameters"  # in a handler's options
@@ -125,23 +125,6 @@ def _parameters(app: Litestar, handler: Any) -> tuple[frozenset[str], frozenset[
         handler.opt[QUERY] = names, frozenset(model.sequence_query_parameter_names)
     found: tuple[frozenset[str], frozenset[str]] = handler.opt[QUERY]
     return found
-
-
-def marked(position: int, epoch: UUID) -> str:
-    """A position, or a version, as a cursor: good for as long as the log has this epoch."""
-    return f"{position}@{epoch.hex[:EPOCH_CHARS]}"
-
-
-def unmarked(cursor: str, epoch: UUID) -> int:
-    """The number of a cursor, or a plain one, which is taken for one of any epoch.
-
-    Raises:
-        EpochChanged: it was given out before the log was restored.
-    """
-    number, _, mark = cursor.partition("@")
-    if mark and mark != epoch.hex[:EPOCH_CHARS]:
-        raise EpochChanged(f"the cursor is of epoch {mark}, and the log has epoch {epoch.hex[:EPOCH_CHARS]} now")
-    return int(number)
 
 
 def caller_of(request: AnyRequest, services: Services, content: bytes) -> Caller:

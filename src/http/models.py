@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from litestar import Response, get, post
-from litestar.params import FromPath, JSONBody, QueryParameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
@@ -19,6 +19,7 @@ from ..domain.kernel import Aggregate, Caller, NotFound
 from ..domain.models import ModelVersion
 from ..projections import model_slots as slot_projection
 from ..projections import models as projection
+from ..projections import shadows as shadow_projection
 from .auth import takes
 from .manners import After, Asks, At, Limit, Parts, Reads, Versions, decided, found, shown
 from .nouns import NounController, as_of
@@ -48,6 +49,18 @@ class ModelNamed(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     activate: bool = False
 
 
+class LastShadow(Struct, frozen=True, kw_only=True):
+    """The verdict of jobs that were run again on a version; see /v1/shadows."""
+
+    shadow_id: UUID
+    judged_at: datetime | None
+    total: int
+    identical: int
+    equivalent: int
+    different: int
+    failed: int
+
+
 class ModelView(Struct, frozen=True, kw_only=True):
     """A version of a model.
 
@@ -55,6 +68,7 @@ class ModelView(Struct, frozen=True, kw_only=True):
         is_active: whether it does its task's work now.
         artifact_path: of its file, below the model cache, once synced.
         downloaded_at: when it was synced.
+        last_shadow: the last verdict of one; null in the answers to commands too.
     """
 
     id: UUID
@@ -74,10 +88,17 @@ class ModelView(Struct, frozen=True, kw_only=True):
     last_sync_error: str | None
     created_at: datetime
     updated_at: datetime
+    last_shadow: LastShadow | None = None
     version: int
 
 
-def _view(model_id: UUID, model: ModelVersion | projection.ModelRow, version: int, active: UUID | None) -> ModelView:
+def _view(
+    model_id: UUID,
+    model: ModelVersion | projection.ModelRow,
+    version: int,
+    active: UUID | None,
+    shadow: shadow_projection.ShadowRow | None = None,
+) -> ModelView:
     return shown(
         ModelView,
         model,
@@ -86,6 +107,7 @@ def _view(model_id: UUID, model: ModelVersion | projection.ModelRow, version: in
         is_active=active == model_id,
         artifact_path=model.path,
         downloaded_at=model.synced_at,
+        last_shadow=None if shadow is None else shown(LastShadow, shadow),
     )
 
 
@@ -134,7 +156,11 @@ class ModelController(NounController):
         page = await projection.page(reads, task=task, after=after, limit=limit)
         slots = await slot_projection.by_task(reads)
         active = {name: slot.active for name, slot in slots.items()}
-        return found([_view(row.model_id, row, row.version, active.get(row.task)) for row in page.rows], page.position)
+        last = await shadow_projection.last_of_models(reads, [row.model_id for row in page.rows])
+        views = [
+            _view(row.model_id, row, row.version, active.get(row.task), last.get(row.model_id)) for row in page.rows
+        ]
+        return found(views, page.position)
 
     @get("/active", summary="The version that is active", refuses=(404,))
     async def active(
@@ -160,7 +186,8 @@ class ModelController(NounController):
         if row is None:
             raise NotFound("no such model")
         slot = (await slot_projection.by_task(reads, row.task)).get(row.task)
-        body = _view(model_id, row, row.version, slot.active if slot else None)
+        last = await shadow_projection.last_of_models(reads, [model_id])
+        body = _view(model_id, row, row.version, slot.active if slot else None, last.get(model_id))
         return found(body, position, version=row.version)
 
     @post(
@@ -181,17 +208,27 @@ class ModelController(NounController):
         access="models:activate",
     )
     async def activate(
-        self, services: Parts, caller: Asks, versions: Versions, model_id: FromPath[UUID]
+        self,
+        services: Parts,
+        caller: Asks,
+        versions: Versions,
+        model_id: FromPath[UUID],
+        shadow_id: FromQuery[UUID | None] = None,
     ) -> Response[ModelView]:
-        activated = await _activate(services, model_id, caller, versions)
+        """With `shadow_id`, only if that shadow of this version found nothing different and nothing failed."""
+        activated = await _activate(services, model_id, caller, versions, shadow_id)
         model, version, _ = await services.commands.state(models.AGGREGATE, model_id, read_tail=False)
         return decided(activated, _view(model_id, model, version, activated.state.active))
 
 
 async def _activate(
-    services: Services, model_id: UUID, caller: Caller, versions: frozenset[int] | None = None
+    services: Services,
+    model_id: UUID,
+    caller: Caller,
+    versions: frozenset[int] | None = None,
+    shadow_id: UUID | None = None,
 ) -> Receipt[model_slots.ModelSlot]:
-    command = slot_commands.ActivateModel(model_id=model_id)
+    command = slot_commands.ActivateModel(model_id=model_id, shadow_id=shadow_id)
     return await services.commands.execute(slot_commands.activate_model, command, caller, versions=versions)
 
 

@@ -14,7 +14,8 @@ from msgspec import Struct
 from ..adapters.event_store.codec import Recorded
 from ..domain.events import kind_of
 from ..domain.kernel import Aggregate, NotFound
-from .manners import CURSOR, POSITION_MAX, AfterVersion, At, Limit, Parts, found, marked, next_link, unmarked
+from .cursors import marked, unmarked
+from .manners import CURSOR, POSITION_MAX, AfterVersion, At, Limit, Parts, found, next_link
 from .moments import moment_of
 from .services import Services
 

@@ -20,13 +20,24 @@ LOOK_S = 0.25  # between looks at who is late
 BODY_GRACE_S = 20.0  # a body may take this long whatever its size,
 BODY_BYTES_PER_S_MIN = 8 * 1024  # and a second more for each so many bytes that came
 STOPPING = "stopping"  # in the application's state, once the process was told to end
+LIVE = "live"  # in a request's state: its answer does not end by itself; feed.py counts those
+HEADLESS_ASKED = "headless_asked"  # in a request's state: it was a HEAD
 KEY_UNDER_WAY = "key_under_way"  # in a request's state: the command id that its Idempotency-Key made
 
 UNKNOWN = "whether a command was appended may not be known: the same Idempotency-Key finds out"
 ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})  # or a supervisor ends what is merely busy
 HEADLESS = ("/objects/", "/api/")  # they have HEADs of their own: a signature is for one method
 SINGULAR = frozenset(
-    {b"authorization", b"x-api-key", b"idempotency-key", b"content-type", b"min-position", b"host", b"x-edit-epoch"}
+    {
+        b"authorization",
+        b"x-api-key",
+        b"idempotency-key",
+        b"content-type",
+        b"min-position",
+        b"last-event-id",
+        b"host",
+        b"x-edit-epoch",
+    }
 )
 
 
@@ -69,6 +80,8 @@ class Patience:
         async def noting(message: Message) -> None:
             if turn.until_s is not None:
                 turn.until_s = None  # from here on it is the client who reads, see connections.py
+                if LIVE in scope["state"]:
+                    self._turns.discard(turn)
                 self._let_go(scope)  # before the answer is out: whoever has it may use its key again
             await send(message)
 
@@ -101,6 +114,7 @@ class Patience:
             await send(message)
 
         asked: Any = {**scope, "method": "GET"}
+        scope["state"][HEADLESS_ASKED] = True
         try:
             await self._app(asked, receive, headless)
         finally:

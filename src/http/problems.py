@@ -24,6 +24,7 @@ from ..adapters.redaction import Redactor
 from ..adapters.sealing_keys import VaultLocked
 from ..domain.access import NotAllowed
 from ..domain.kernel import Rejection
+from ..domain.unique_keys import JobExists
 
 PROBLEM_TYPE = "application/problem+json"
 DETAIL_CHARS_MAX = 1_000
@@ -50,6 +51,8 @@ STATUSES: Mapping[str, int] = {
     "url_too_long": 414,
     "headers_too_large": 431,
     "overloaded": 503,
+    "inference_died": 503,
+    "deadline_exceeded": 503,
     "timed_out": 503,
     "stopping": 503,
     "report_too_large": 413,
@@ -61,12 +64,16 @@ STATUSES: Mapping[str, int] = {
     "too_many_reports": 503,
     "too_many_exports": 503,
     "too_many_uploads": 503,
+    "too_many_streams": 503,
+    "too_many_subscriptions": 409,
+    "upgrade_required": 426,
     "not_signed_yet": 503,
     "internal_error": 500,
     "log_damaged": 500,
     # decisions
     "rejected": 422,
     "rule_violated": 422,
+    "url_refused": 422,
     "unknown_kind": 422,
     "empty_file": 422,
     "forbidden": 403,
@@ -83,10 +90,19 @@ STATUSES: Mapping[str, int] = {
     "asset_not_uploaded": 409,
     "lease_lost": 409,
     "model_not_synced": 409,
+    "shadow_not_passed": 409,
     "no_active_model": 409,
+    "model_unusable": 409,
+    "model_not_ready": 503,
+    "model_failed": 422,
+    "tensor_invalid": 422,
+    "answer_too_large": 422,
     "session_expired": 410,
     "model_sync_failed": 502,
     "queue_full": 503,
+    "queue_paused": 409,
+    "queue_busy": 409,
+    "job_exists": 409,
     "rate_limited": 429,
     "quota_exceeded": 429,
     "not_authenticated": 401,
@@ -175,11 +191,13 @@ class Facade(Struct, frozen=True):
         prefixes: of the paths that it serves.
         statuses: by code, where they differ from the table above.
         lists: of these codes `detail` is a list, one item per field, as FastAPI writes it.
+        shape: of its refusals, a struct with one field, a text; None: Detail.
     """
 
     prefixes: tuple[str, ...]
     statuses: Mapping[str, int]
     lists: frozenset[str] = frozenset()
+    shape: type[Struct] | None = None
 
     def serves(self, path: str) -> bool:
         return any(path == prefix or path.startswith(f"{prefix}/") for prefix in self.prefixes)
@@ -199,6 +217,12 @@ class Detail(Struct, frozen=True):
     """A refusal as the seeds' clients expect it."""
 
     detail: str | list[DetailItem]
+
+
+class Fault(Struct, frozen=True):
+    """A refusal as the Open Inference Protocol has it."""
+
+    error: str
 
 
 class Malformed(Rejection):
@@ -309,6 +333,8 @@ def _rejection_headers(error: Rejection) -> dict[str, str]:
     headers = _retry_after(error.code, error.extra.get("retry_after_s"))
     if isinstance(error, NotAllowed):
         headers["X-Required-Roles"] = ", ".join(error.roles)
+    if isinstance(error, JobExists):
+        headers["Location"] = f"/v1/jobs/{error.extra['job_id']}"
     if STATUSES.get(error.code) == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="sightline"'
     return headers
@@ -363,7 +389,7 @@ def answer_outside(
         status, kind, body = problem.status, PROBLEM_TYPE, msgspec.json.encode(problem)
     else:
         status, kind = facade.statuses.get(code, STATUSES[code]), "application/json"
-        body = msgspec.json.encode(Detail(_said(detail)))
+        body = msgspec.json.encode((facade.shape or Detail)(_said(detail)))
     headers = {"content-type": kind, "content-length": str(len(body)), **refusal.headers}
     return status, [(name.lower().encode(), value.encode()) for name, value in headers.items()], body
 
@@ -373,7 +399,9 @@ def _detail(facade: Facade, refusal: Refusal) -> Response[Any]:
     said: str | list[DetailItem] = _said(refusal.detail or refusal.code.replace("_", " "))
     if refusal.code in facade.lists:
         said = _items(refusal)
-    return Response(Detail(said), status_code=status, media_type="application/json", headers=dict(refusal.headers))
+    return Response(
+        (facade.shape or Detail)(said), status_code=status, media_type="application/json", headers=dict(refusal.headers)
+    )
 
 
 def _items(refusal: Refusal) -> list[DetailItem]:

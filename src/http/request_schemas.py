@@ -19,13 +19,32 @@ URI = {
     "pattern": NO_DOTS + "(builtin:[a-z0-9][a-z0-9-]{0,63}|s3://[a-z0-9][a-z0-9.-]{1,62}/[A-Za-z0-9_./-]{1,512})$",
 }
 NOTHING = {"type": "null"}
+ONE_TIME = {
+    "properties": {"not_before": {"type": "string"}, "delay_s": {"type": "number"}},
+    "required": ["not_before", "delay_s"],
+}
+
+
+def _params(kind: Kind) -> dict[str, Any]:
+    _, components = msgspec.json.schema_components([kind.params])
+    found: dict[str, Any] = components[kind.params.__name__]
+    return found
+
+
+def _batch_of(kind: Kind) -> dict[str, Any]:
+    """What a kind requires may be said for every job or for each."""
+    params = {name: said for name, said in _params(kind).items() if name != "required"}
+    inputs = {"minItems": kind.inputs, "maxItems": kind.inputs}
+    job = {"properties": {"params": params, "inputs": inputs}, "required": ["inputs"] if kind.inputs else []}
+    defaults = {"params": params} | ({"model_version_id": NOTHING} if kind.task is None else {})
+    told = {"kind": {"const": kind.name}, "jobs": {"items": job}, "defaults": {"properties": defaults}}
+    return {"title": kind.name, "properties": told, "required": ["kind", "jobs"]}
 
 
 def _kind(kind: Kind) -> dict[str, Any]:
-    _, components = msgspec.json.schema_components([kind.params])
     told: dict[str, Any] = {
         "kind": {"const": kind.name},
-        "params": components[kind.params.__name__],
+        "params": _params(kind),
         "inputs": {"minItems": kind.inputs, "maxItems": kind.inputs},
     }
     if kind.task is None:
@@ -46,10 +65,16 @@ def _purpose(name: str) -> dict[str, Any]:
 # By the name of a schema: what is merged into its properties, and into itself.
 PROPERTIES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "ModelNamed": {"framework": {"enum": sorted(models.FRAMEWORKS)}, "task": TASK, "hf_revision": REVISION},
+    "WebhookAsked": {
+        "url": {"pattern": "^https://[!-~]+$"},
+        "types": {"uniqueItems": True},
+        "kinds": {"uniqueItems": True},
+    },
     "UserAsked": {"email": {"pattern": "^[^@ ]+@[^@ ]+$"}},
 }
 REFINED: Mapping[str, Mapping[str, Any]] = {
-    "JobAsked": {"oneOf": [_kind(kind) for kind in KINDS.values()]},
+    "JobAsked": {"oneOf": [_kind(kind) for kind in KINDS.values()], "not": ONE_TIME},
+    "BatchAsked": {"oneOf": [_batch_of(kind) for kind in KINDS.values()]},
     "UploadAnnounced": {"oneOf": [_purpose("image"), _purpose("video")]},
     "ModelNamed": {
         "oneOf": [
@@ -62,8 +87,17 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "SessionAsked": {"mine": {}},
     "UploadAnnounced": {"photograph": {"filename": "harvest.jpg", "content_type": "image/jpeg", "size_bytes": 482_113}},
     "JobAsked": {"nothing": {"kind": "noop", "params": {"sleep_s": 0}}},
+    "BatchAsked": {
+        "nothing": {"kind": "noop", "defaults": {"priority": 7}, "jobs": [{"ref": "a"}, {"params": {"sleep_s": 1}}]}
+    },
     "ModelNamed": {"demo": {"name": "Demo", "framework": "onnx", "task": "depth", "hf_repo": "local/demo"}},
+    "RerunAsked": {"closely": {"tolerance": {"number_max": 0.001, "channel_max": 3}}},
+    "ShadowAsked": {"last_week": {"sample_max": 200}},
+    "PauseAsked": {"why": {"reason": "a new disk is built in"}},
+    "QueueLimitsAsked": {"few": {"running_max": 4, "starts_per_minute_max": 600}},
+    "RequeueAsked": {"preview": {"code": "lease_expired", "preview": True}},
     "LimitsAsked": {"modest": {"jobs_per_day": 1_000, "bytes_per_day": 1_000_000_000}},
+    "WebhookAsked": {"ends": {"url": "https://hooks.example.com/sightline", "types": ["job.completed", "job.failed"]}},
     "ApiKeyAsked": {"reader": {"name": "dashboard", "role": "VIEWER"}},
 }
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import gc
+import resource
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -18,15 +19,17 @@ from ..adapters import logs, tls
 from ..adapters.settings import Settings, SettingsError, is_loopback, require_door
 from .app import create_app
 from .auth import LOCAL
-from .connections import Connection
+from .connections import CONNECTIONS_MAX, Connection
 from .patience import STOPPING
 from .services import open_services
+from .upgrades import MESSAGE_BYTES_MAX, PING_S, PONG_S_MAX, Upgraded
 
 NOTICE_S = 0.5  # /readyz says no, and all else goes on: for balancers that look in between
 GRACE_S = 4  # for what is under way; whatever is not done by then is told so
 LAST_WORDS_S = 0.5
 KEEP_ALIVE_S = 15
 BACKLOG = 2_048
+FILES_BESIDE = 500  # open for other things than clients
 GC_THRESHOLDS = (10_000, 50, 100)  # allocations; collections of the youngest; of the middle ones
 
 log = structlog.get_logger(__name__)
@@ -45,6 +48,7 @@ def serve(settings: Settings) -> None:
     tls.require_private_wire(settings)
     context = tls.load_context(settings)
     logs.configure(settings)
+    allow_files(settings.live_streams_max + CONNECTIONS_MAX + FILES_BESIDE)
     uvloop.run(_serve(settings, context))
 
 
@@ -59,16 +63,36 @@ def settle_memory() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
+def allow_files(wanted: int) -> None:
+    """Let this process hold as many connections as it may; where the machine does not, it says so."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning("few_files_allowed", wanted=wanted, allowed=allowed)
+
+
 class Server(uvicorn.Server):
     """uvicorn's server under our signals: its own raises them again at the end, and would end us before we closed."""
 
-    def __init__(self, app: Litestar, settings: Settings, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        app: Litestar,
+        settings: Settings,
+        context: ssl.SSLContext | None,
+        on_exit: Callable[[], None] = lambda: None,
+    ) -> None:
         config = uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
             http=Connection,
-            ws="none",
+            ws=Upgraded,
+            ws_max_size=MESSAGE_BYTES_MAX,
+            ws_ping_interval=PING_S,
+            ws_ping_timeout=PONG_S_MAX,
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -82,6 +106,7 @@ class Server(uvicorn.Server):
         self._app = app
         self._settings = settings
         self._context = context
+        self._on_exit = on_exit  # what would not end by itself
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -127,6 +152,7 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(NOTICE_S, self._exit)
 
     def _exit(self) -> None:
+        self._on_exit()
         self.should_exit = True
 
     def _read_certificate(self) -> None:
@@ -142,7 +168,7 @@ class Server(uvicorn.Server):
 
 async def _serve(settings: Settings, context: ssl.SSLContext | None) -> None:
     async with open_services(settings) as services:
-        server = Server(create_app(services), settings, context)
+        server = Server(create_app(services), settings, context, services.feed.stop)
         log.info("settings", **settings.redacted())
         if not settings.auth_enabled:
             log.warning("authentication_off", actor=LOCAL.actor, role=LOCAL.rights.role, url=settings.public_url)

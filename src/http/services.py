@@ -35,6 +35,8 @@ from ..domain.events import EVENTS
 from ..domain.kernel import Caller
 from ..projections.projection import CHANNEL, ReadModels
 from .background import Background
+from .feed import Feed
+from .serving import Serving, open_serving
 from .turns import Turns
 
 
@@ -60,11 +62,13 @@ class Services(Struct, frozen=True, kw_only=True):
     clamd: Clamd | None
     uploads: Turns
     models: ModelCache
+    serving: Serving
     valkey: "redis.Redis"
     limiter: Limiter
     digest_keys: tuple[bytes, ...]
     keys_under_way: set[UUID]
     background: Background
+    feed: Feed
 
     @property
     def digest_key(self) -> bytes:
@@ -100,8 +104,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await stack.enter_async_context(_running(reads))
         models = ModelCache(settings.data_dir)
         await install_builtin_models(commands, models, _system_caller())
+        serving = await stack.enter_async_context(open_serving(settings, commands, models))
         background = Background()
         stack.push_async_callback(background.close)
+        feed = Feed(store, direct, streams_max=settings.live_streams_max)
+        stack.push_async_callback(feed.close)
         secret = load_secrets(settings.data_dir / "keys").current
         tokens = Tokens.of(settings, hmac.digest(secret, b"sightline-tokens-1", hashlib.sha256))
         yield Services(
@@ -117,11 +124,13 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             clamd=Clamd(Path(settings.clamd_socket)) if settings.clamd_socket else None,
             uploads=Turns(),
             models=models,
+            serving=serving,
             valkey=valkey,
             limiter=limiter,
             digest_keys=_digest_keys(settings),
             keys_under_way=set(),
             background=background,
+            feed=feed,
         )
 
 

@@ -20,7 +20,7 @@ class JobRow(Struct, frozen=True):
     """Attributes:
     attempt: the number of the current attempt, or of the last one; 0 before the first.
     progress: of the current attempt, 0–100.
-    not_before: of a retry that waits.
+    not_before: of a retry that waits, or of a job for later.
     """
 
     job_id: UUID
@@ -58,6 +58,8 @@ class JobRow(Struct, frozen=True):
     late_results: int = 0
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    unique_key: str | None = None
+    ref: str | None = None
 
 
 def apply(row: JobRow | None, event: Any, at: Recorded) -> JobRow:
@@ -90,6 +92,9 @@ def _submitted(event: jobs.JobSubmitted, at: Recorded) -> JobRow:
         model_version_id=event.model_version_id,
         model_sha256=event.model_sha256,
         callback_url=event.callback_url,
+        not_before=event.not_before,
+        unique_key=event.unique_key,
+        ref=event.ref,
     )
 
 
@@ -141,12 +146,35 @@ def _moved(row: JobRow, event: jobs.Event) -> JobRow:
 JOBS = ReadModel("jobs", 1, frozenset({"job"}), JobRow, apply, history=True)
 
 
+class Waiting(Struct, frozen=True):
+    """A job that could start, and since when."""
+
+    job_id: UUID
+    kind: str
+    owner: str
+    priority: int
+    since: datetime
+
+
 class Count(Struct, frozen=True):
     """How many jobs of a kind are in a state."""
 
     kind: str
     status: str
     jobs: int
+
+
+class Depth(Struct, frozen=True):
+    """How much there is to do of a kind.
+
+    Attributes:
+        waiting: jobs that could start now; `oldest_s`: for how long the eldest of them could have.
+    """
+
+    kind: str
+    waiting: int
+    running: int
+    oldest_s: float
 
 
 PAGE = sql.SQL(
@@ -165,14 +193,36 @@ COUNT = sql.SQL(
     "SELECT json_build_object('kind', kind, 'status', status, 'jobs', count(*)) FROM jobs"
     " WHERE status <> 'deleted' AND (%(owner)s::text IS NULL OR owner = %(owner)s) GROUP BY kind, status"
 )
-# Each kind by itself, so that a long queue of one hides no other.
+LINES_MAX = 1_000  # of a kind that are looked at: what one principal has waiting of one priority is a line
+# Each kind by itself and each line by itself, so that a long one hides no other. Lines are found by leaps over the
+# index jobs_v1_lines, not by reading all that waits; they share the limit. What has no `not_before` is due whenever it
+# was made: the clock may have been set back since.
 WAITING = sql.SQL(
-    "SELECT to_json(j) FROM unnest(%(kinds)s::text[]) AS k (kind), LATERAL ("
-    "  SELECT * FROM jobs WHERE kind = k.kind AND status = 'pending'"
-    "  AND (not_before IS NULL OR not_before <= %(now)s) ORDER BY created_at LIMIT %(limit)s"
+    "WITH RECURSIVE lines AS ("
+    "  SELECT k.kind, first.owner, first.priority, 1 AS number FROM unnest(%(kinds)s::text[]) AS k (kind), LATERAL ("
+    "    SELECT owner, priority FROM jobs WHERE kind = k.kind AND status = 'pending'"
+    "    ORDER BY owner, priority LIMIT 1) AS first"
+    "  UNION ALL"
+    "  SELECT l.kind, following.owner, following.priority, l.number + 1 FROM lines AS l, LATERAL ("
+    "    SELECT owner, priority FROM jobs WHERE kind = l.kind AND status = 'pending'"
+    "    AND (owner, priority) > (l.owner, l.priority) ORDER BY owner, priority LIMIT 1) AS following"
+    "  WHERE l.number < %(lines)s"
+    "), shares AS ("
+    "  SELECT kind, owner, priority, greatest(%(limit)s / count(*) OVER (PARTITION BY kind), 1) AS share FROM lines"
+    ") SELECT to_json(j) FROM shares AS s, LATERAL ("
+    "  SELECT job_id, kind, owner, priority, coalesce(not_before, created_at) AS since FROM jobs"
+    "  WHERE kind = s.kind AND owner = s.owner AND priority = s.priority AND status = 'pending'"
+    "  AND (not_before IS NULL OR not_before <= %(now)s) ORDER BY coalesce(not_before, created_at) LIMIT s.share"
     ") AS j"
 )
 RUNNING = sql.SQL("SELECT to_json(j) FROM jobs AS j WHERE status = 'processing' ORDER BY started_at LIMIT %(limit)s")
+DEPTHS = sql.SQL(
+    "SELECT json_build_object('kind', kind, 'running', count(*) FILTER (WHERE status = 'processing'),"
+    " 'waiting', count(*) FILTER (WHERE status = 'pending' AND since <= %(now)s), 'oldest_s',"
+    " coalesce(extract(epoch FROM %(now)s - min(since) FILTER (WHERE status = 'pending' AND since <= %(now)s)), 0))"
+    " FROM jobs, LATERAL (SELECT coalesce(not_before, created_at) AS since) AS s"
+    " WHERE status IN ('pending', 'processing') GROUP BY kind"
+)
 PENDING_OF_SESSIONS = sql.SQL(
     "SELECT to_json(j) FROM jobs AS j JOIN sessions AS s USING (session_id)"
     " WHERE j.status = 'pending' AND s.status = 'expired' LIMIT %(limit)s"
@@ -206,14 +256,20 @@ async def counts(reads: ReadModels, *, owner: str | None = None) -> list[Count]:
     return (await reads.fetch(Count, COUNT, {"owner": owner})).rows
 
 
-async def waiting(reads: ReadModels, *, kinds: Sequence[str], now: datetime, limit: int) -> list[JobRow]:
-    """Jobs that are due, oldest first, at most `limit` of each kind; for the hints to be filled again."""
-    return (await reads.fetch(JobRow, WAITING, {"kinds": list(kinds), "now": now, "limit": limit})).rows
+async def waiting(reads: ReadModels, *, kinds: Sequence[str], now: datetime, limit: int) -> list[Waiting]:
+    """Jobs that are due, of each line the eldest, some `limit` of each kind; for the hints to be filled again."""
+    values = {"kinds": list(kinds), "now": now, "limit": limit, "lines": LINES_MAX}
+    return (await reads.fetch(Waiting, WAITING, values)).rows
 
 
 async def running(reads: ReadModels, *, limit: int) -> list[JobRow]:
     """Jobs that somebody holds, longest first, for leases and timeouts to be judged."""
     return (await reads.fetch(JobRow, RUNNING, {"limit": limit})).rows
+
+
+async def depths(reads: ReadModels, *, now: datetime) -> list[Depth]:
+    """Of each kind that has jobs which are not over."""
+    return (await reads.fetch(Depth, DEPTHS, {"now": now})).rows
 
 
 async def pending_of_expired_sessions(reads: ReadModels, *, limit: int) -> list[JobRow]:

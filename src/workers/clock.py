@@ -22,17 +22,20 @@ from ..commands.transact import C, Handler, S
 from ..domain import attempts
 from ..domain.kernel import Caller, Rejection, derived_id
 from ..domain.kinds import KINDS
-from ..projections import jobs, sessions
+from ..projections import jobs, queues, sessions
 from ..projections.jobs import JobRow
-from . import watchdog
+from ..projections.waiting import LIVE_WORKERS
+from . import comparisons, watchdog
+from .batches import Batches
 from .janitor import Janitor
-from .leases import LIVE, PRUNE
+from .leases import PRUNE
 from .lifecycle import Services, now, pause
 
 TICK_S = 1.0
 PER_TICK_MAX = 1_000
 GUARD_ROWS_KEPT = 100  # of each counter
 QUOTA_COUNTERS_KEPT = timedelta(days=2)  # whatever a process with a slow clock takes for today
+START_COUNTERS_KEPT = timedelta(hours=2)
 CLOCK_SET_S = 5.0  # the machine's clock moved by so much more than time did: somebody has set it
 TIMEOUT_GRACE_S = 10  # a worker ends its own overruns; the clock only those of a worker that fails to
 ACTOR = "clock"
@@ -41,7 +44,14 @@ log = structlog.get_logger(__name__)
 
 
 async def run(services: Services, stopping: asyncio.Event) -> None:
-    """Tick until `stopping`. A tick that fails is logged, and the next one does its work."""
+    """Tick until `stopping`; and beside that compare, which may take longer than a duty should."""
+    async with asyncio.TaskGroup() as both:
+        both.create_task(_tick(services, stopping), name="clock")
+        both.create_task(comparisons.run(services, stopping), name="comparer")
+
+
+async def _tick(services: Services, stopping: asyncio.Event) -> None:
+    """A tick that fails is logged, and the next one does its work."""
     clock = Clock(services)
     while not stopping.is_set():
         for duty in clock.duties:
@@ -67,6 +77,7 @@ class Clock:
             self.prune_guards,
             self.watch_analysts,
             Janitor(services).remove_orphans,
+            *Batches(services).duties,
         )
 
     async def expire_sessions(self, moment: datetime) -> None:
@@ -86,7 +97,7 @@ class Clock:
         if not running:
             return
         async with self._services.store.pool.connection() as connection:
-            live = {worker for (worker,) in await (await connection.execute(LIVE)).fetchall()}
+            live = {worker for (worker,) in await (await connection.execute(LIVE_WORKERS)).fetchall()}
             await connection.execute(PRUNE)
         for row in running:
             if row.worker is not None and row.worker not in live:
@@ -112,10 +123,13 @@ class Clock:
                 await self._say(due, attempt_commands.time_out_job, timed_out, row.job_id, row.attempt, row.position)
 
     async def refill_hints(self, moment: datetime) -> None:
-        """Offer every waiting job again: what was lost in Valkey costs a second, never a job."""
-        waiting = await jobs.waiting(self._services.reads, kinds=list(KINDS), now=moment, limit=PER_TICK_MAX)
+        """Offer every waiting job again: what was lost in Valkey costs a second, never a job. Of a kind that is paused
+        none: a worker would only drop it.
+        """
+        kinds = sorted(KINDS.keys() - await queues.paused_kinds(self._services.reads))
+        waiting = await jobs.waiting(self._services.reads, kinds=kinds, now=moment, limit=PER_TICK_MAX)
         await self._services.hints.offer(
-            Candidate(row.job_id, row.kind, row.priority, row.not_before or row.created_at) for row in waiting
+            Candidate(row.job_id, row.kind, row.priority, row.since, row.owner) for row in waiting
         )
 
     async def prune_guards(self, moment: datetime) -> None:
@@ -123,6 +137,8 @@ class Clock:
         async with self._services.store.pool.connection() as connection:
             await connection.execute("SELECT prune_guards(%s)", (GUARD_ROWS_KEPT,))
             await connection.execute("SELECT prune_quota_counters(%s)", ((moment - QUOTA_COUNTERS_KEPT).date(),))
+            minute = f"{moment - START_COUNTERS_KEPT:%Y-%m-%dT%H:%M}"
+            await connection.execute("SELECT prune_start_counters(%s)", (minute,))
 
     async def watch_analysts(self, moment: datetime) -> None:
         await watchdog.watch(self._services, moment)

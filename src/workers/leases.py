@@ -26,12 +26,7 @@ ON CONFLICT (worker) DO UPDATE SET expires_at = excluded.expires_at
 RETURNING (SELECT epoch FROM log_head)
 """
 RELEASE = "DELETE FROM worker_leases WHERE worker = %(worker)s"
-# For the clock: who holds a lease now, and rows so old that nobody asks about them any more. A lease that ends later
-# than any can was taken before the database's clock was set back: its worker, if it lives, is about to renew it.
-LIVE = (
-    "SELECT worker FROM worker_leases WHERE expires_at > clock_timestamp()"
-    " AND expires_at < clock_timestamp() + interval '10 minutes'"
-)
+# For the clock: rows so old that nobody asks about them any more.
 PRUNE = "DELETE FROM worker_leases WHERE expires_at < clock_timestamp() - interval '1 day'"
 
 

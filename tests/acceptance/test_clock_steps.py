@@ -25,9 +25,10 @@ from sightline.adapters.embedded.postgres import PostgresServer
 from sightline.adapters.settings import Settings
 from sightline.commands import attempts
 from sightline.http import manners
+from sightline.projections.waiting import LIVE_WORKERS
 from sightline.workers import lifecycle
 from sightline.workers.clock import Clock
-from sightline.workers.leases import LIVE, Lease
+from sightline.workers.leases import Lease
 
 HOUR_S = 3600
 FOUND = [
@@ -106,7 +107,7 @@ def test_the_databases_clock_steps(clockwork: Clockwork, step_s: int) -> None:
         with psycopg.connect(server.dsn, autocommit=True) as connection:
 
             def live() -> set[str]:
-                return {worker for (worker,) in connection.execute(LIVE).fetchall()}
+                return {worker for (worker,) in connection.execute(LIVE_WORKERS).fetchall()}
 
             lease, dead = Lease(settings, "w1"), Lease(settings, "w2")
             for one in (lease, dead):

@@ -33,8 +33,9 @@ from sightline.commands import attempts, jobs
 from sightline.commands.transact import EpochChanged
 from sightline.domain.jobs import Provenance
 from sightline.http.services import Services, open_services
+from sightline.projections.waiting import LIVE_WORKERS
 from sightline.workers import lifecycle, projector
-from sightline.workers.leases import LIVE, Lease
+from sightline.workers.leases import Lease
 
 
 class World(Struct):
@@ -221,7 +222,7 @@ async def test_a_lease_and_a_result_of_the_epoch_before_are_refused(world: World
         assert await until(over)
         assert lease.lost
         with psycopg.connect(world.server.dsn) as connection:
-            assert connection.execute(LIVE).fetchall() == []
+            assert connection.execute(LIVE_WORKERS).fetchall() == []
         # The control: whoever does not say in which epoch it began is believed.
         ended = await commands.execute(attempts.complete_job, done, by("w1"))
         assert ended.state.status == "completed"

@@ -20,7 +20,7 @@ from sightline.adapters.embedded.processes import RunAs
 FIRST_START_S, SECOND_START_S = 20, 8
 STOP_S, LEFT_S = 10, 5
 NOBODY = 65534
-PARTS = ("serve", "work", "project", "tick", "notarize", "postgres", "valkey-server")
+PARTS = ("serve", "work", "project", "tick", "notarize", "deliver", "postgres", "valkey-server")
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_the_same_rows_in_three_formats(operator: Operator, tmp_path: Path) -> N
         out = tmp_path / f"models.{made_as}"
         done = operator.says("analytics", "export", "model-rows", "--format", made_as, "--out", str(out))
         assert done.exit_code == 0, done.output
-        assert "2 rows as of position" in done.stderr
+        assert "3 rows as of position" in done.stderr
     header, *rows = csv.reader(io.StringIO((tmp_path / "models.csv").read_bytes().decode(), newline=""))
     table = pq.read_table(tmp_path / "models.parquet")
     items = json.loads((tmp_path / "models.json").read_text())["items"]

@@ -11,7 +11,8 @@ from tests.conftest_service import EMPTY_SHA256, Service, by
 
 from sightline.adapters.ids import uuid7
 from sightline.commands import assets, attempts, jobs, quotas
-from sightline.commands.transact import Commands, Handler, Loaded, Receipt, Transaction
+from sightline.commands.transact import Commands, Handler, Receipt
+from sightline.commands.transaction import Loaded, Transaction
 from sightline.domain.assets import Scan
 from sightline.domain.jobs import Job, Provenance
 from sightline.domain.quotas import Limits, QuotaExceeded, reserved_id

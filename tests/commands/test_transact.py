@@ -18,7 +18,8 @@ from sightline.commands import transact
 from sightline.commands.attempts import LoseLease, StartJob, lose_lease, start_job
 from sightline.commands.jobs import CancelJob, SubmitJob, cancel_job, pending_key, submit_job
 from sightline.commands.sessions import CloseSession, CreateSession, close_session, create_session
-from sightline.commands.transact import Commands, Contended, KeyReused, Loaded, Receipt, Transaction
+from sightline.commands.transact import Commands, Contended, KeyReused, Receipt
+from sightline.commands.transaction import Loaded, Transaction
 from sightline.domain import jobs, sessions
 from sightline.domain.events import EVENTS
 from sightline.domain.jobs import JobProgressed

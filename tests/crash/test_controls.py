@@ -37,7 +37,8 @@ from sightline.adapters.event_store.wire import _uuid
 from sightline.adapters.event_store.writer import Writer, _Queued
 from sightline.commands import attempts
 from sightline.commands.jobs import say
-from sightline.commands.transact import Handler, Loaded, Transaction
+from sightline.commands.transact import Handler
+from sightline.commands.transaction import Loaded, Transaction
 from sightline.domain import jobs
 from sightline.domain.events import EVENTS
 from sightline.domain.jobs import Job, JobCompleted, Provenance

@@ -20,13 +20,19 @@ from sightline.domain import (
     api_keys,
     assets,
     attempts,
+    batches,
+    comparisons,
     emails,
     jobs,
     model_slots,
     models,
+    queues,
     quotas,
     sessions,
+    shadows,
+    unique_keys,
     users,
+    webhooks,
 )
 from sightline.domain.access import Rights, Role
 from sightline.domain.events import AGGREGATES, EVENTS, tag_of
@@ -39,6 +45,8 @@ LAST_WORDS = {"delete", "archive", "close", "cancel", "deactivate", "revoke"}
 IDS = st.sampled_from([UUID(int=n) for n in range(1, 4)])
 DIGESTS = st.sampled_from(["a" * 64, "b" * 64])
 SEALED = st.sampled_from([Sealed(UUID(int=8), "AAAA"), Sealed(UUID(int=8), "BBBB")])
+APART = comparisons.Difference(name="x", sha256="a" * 64, second_sha256="b" * 64)
+RESULT = shadows.Result(comparison_id=UUID(int=5), of_job=UUID(int=1), verdict="failed")
 SCANS = st.builds(assets.Scan, engine=st.just("decode"), code=st.sampled_from([None, "broken"]))
 
 
@@ -59,11 +67,15 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "callback_url": mostly(None, "https://example.com", "nowhere"),
     "code": st.just("crashed"),
     "counted": st.booleans(),
+    "delivery_id": IDS,
+    "differences": mostly((APART,), (), (APART,) * 300),
     "content_type": mostly("image/png", "image/jpeg", "text/html"),
+    "counts": mostly(batches.Counts(completed=2, failed=1), batches.Counts(completed=2, pending=1)),
     "duration_s": mostly(2700, 60, 0),
     "email": SEALED,
     "error": st.just("no route"),
     "expires_at": mostly(NOON + timedelta(days=1), NOON, NOON + timedelta(days=400)),
+    "first": st.just(comparisons.Ran(run_s=0.5)),
     "filename": mostly("sea.png", "", "a\0"),
     "found_content_type": mostly("image/png", "image/jpeg"),
     "framework": mostly("onnx", "abacus"),
@@ -72,10 +84,16 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "hf_repo": mostly(None, "local/demo", "https://x"),
     "hf_revision": st.none(),
     "holder": IDS,
+    "holder_over": st.booleans(),
     "inputs": st.lists(IDS, max_size=2).map(tuple),
+    "is_shadow": st.booleans(),
     "issuer": mostly(Rights(Role.MANAGER), Rights(Role.MANAGER, frozenset({"jobs:read"}))),
+    "job_id": IDS,
+    "key": st.just("nightly"),
     "kind": st.just("noop"),
+    "kinds": st.just(("noop",)),
     "lease_until": st.just(NOON),
+    "limited": st.booleans(),
     "limits": mostly(quotas.Limits(jobs_per_day=1), quotas.Limits(), quotas.Limits(bytes_per_day=-1)),
     "manifest": st.sampled_from([None, {"layers": []}]),
     "member": IDS,
@@ -84,8 +102,10 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "model_sha256": st.none(),
     "model_version_id": st.none(),
     "name": mostly("depth", ""),
+    "not_before": mostly(None, NOON + timedelta(seconds=600), NOON + timedelta(days=91)),
     "now": st.integers(0, 3000).map(lambda s: NOON + timedelta(seconds=s)),
     "object_key": st.just("k"),
+    "of_job": IDS,
     "origin": st.just("builtin"),
     "outputs": mostly((LAYER,), (), (LAYER, LAYER)),
     "owner": st.just("ada"),
@@ -101,24 +121,42 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "priority": mostly(5, 0, 10),
     "project_id": st.none(),
     "purpose": mostly("image", "ransom"),
+    "reason": mostly("job_failed", "a\0"),
     "receipt": st.none(),
+    "ref": mostly(None, "mine", "x" * 201),
+    "rerun_job": st.sampled_from([None, UUID(int=4)]),
     "reserved_for": IDS,
+    "results": mostly((RESULT,), (), (RESULT, RESULT)),
     "retry_delay_s": mostly(0, 4, 301),
     "retryable": st.booleans(),
+    "running_max": mostly(None, 1, 0),
+    "request_id": IDS,
     "role": st.sampled_from([Role.OPERATOR, Role.OPERATOR, Role.VIEWER, Role.ADMIN]),
+    "sample": mostly((UUID(int=1),), (), (UUID(int=1),) * 2, (UUID(int=2),)),
     "scan": SCANS,
     "scopes": mostly(None, frozenset({"jobs:read"}), frozenset({"jobs:burn"})),
+    "secret": SEALED,
+    "second": st.just(comparisons.Ran()),
     "secret_sha256": DIGESTS,
     "session_id": st.sampled_from([None, UUID(int=9)]),
     "sha256": DIGESTS,
+    "since": mostly(NOON, NOON + timedelta(days=2), NOON.replace(year=1)),
     "size_bytes": mostly(1, 2, 0),
     "size_bytes_max": mostly(None, 1),
+    "starts_per_minute_max": mostly(None, 60, 0),
     "synced": st.booleans(),
     "task": mostly("depth", "embed", ""),
     "timeout_s": mostly(600, 1, 0),
     "timings": st.none(),
+    "total": mostly(3, 2, 0),
+    "tolerance": mostly(comparisons.Tolerance(), comparisons.Tolerance(number_max=float("nan"))),
+    "unique_key": mostly(None, "nightly", "a\0"),
+    "until": st.just(NOON + timedelta(days=1)),
+    "types": mostly(("job.completed",), ("job.failed",), ()),
     "uri": mostly("builtin:depth", None, "file:///"),
+    "url": mostly("https://example.com/", "https://example.org/", "nowhere"),
     "user_id": st.sampled_from([None, Sealed(UUID(int=8), "AAAA")]),
+    "why": st.sampled_from(["asked", "failing"]),
     "worker": mostly("w1", "w2"),
 }
 
@@ -144,7 +182,13 @@ NOUNS: dict[str, list[Decision]] = {
     "administrators": decisions_of(administrators),
     "api_key": decisions_of(api_keys),
     "job": decisions_of(jobs, attempts),
+    "batch": decisions_of(batches),
+    "queue": decisions_of(queues),
+    "unique_key": decisions_of(unique_keys),
     "quota": decisions_of(quotas),
+    "comparison": decisions_of(comparisons),
+    "shadow": decisions_of(shadows),
+    "webhook": decisions_of(webhooks),
 }
 
 
@@ -253,16 +297,55 @@ def roster_law(before: administrators.Administrators, after: administrators.Admi
     assert after.user_ids or not before.user_ids
 
 
+def batch_law(before: batches.Batch, after: batches.Batch) -> None:
+    assert before.submitted in {None, after.submitted}
+    assert before.cancelled in {None, after.cancelled}
+    assert before.outcome in {None, after.outcome}
+    if after.outcome is not None and after.submitted is not None:
+        assert after.outcome.total == after.submitted.total
+
+
 def quota_law(before: quotas.Quota, after: quotas.Quota) -> None:
     if before.day is not None and after.day is not None:
         assert (after.day, after.amounts, after.reserved_for) == (before.day, before.amounts, before.reserved_for)
         assert before.held or not after.held
 
 
+def queue_law(before: queues.Queue, after: queues.Queue) -> None:
+    assert after.paused == (after.paused_at is not None)
+    assert before.kind in {"", after.kind}
+    # One word at a time: pausing leaves the limits as they are, and the other way round.
+    limits = (before.running_max, before.starts_per_minute_max) == (after.running_max, after.starts_per_minute_max)
+    assert limits or (before.paused, before.reason) == (after.paused, after.reason)
+
+
+def unique_key_law(before: unique_keys.UniqueKey, after: unique_keys.UniqueKey) -> None:
+    assert after.holder is not None or before.holder is None
+    assert before.owner in {"", after.owner}
+
+
 def key_law(before: api_keys.ApiKey, after: api_keys.ApiKey) -> None:
     assert before.owner is None or msgspec.structs.replace(after, revoked_at=before.revoked_at) == before
     assert before.revoked_at in {None, after.revoked_at}
     assert after.role is not Role.ADMIN
+
+
+def comparison_law(before: comparisons.Comparison, after: comparisons.Comparison) -> None:
+    assert before.started in {None, after.started}
+    assert before.judged in {None, after.judged}
+
+
+def shadow_law(before: shadows.Shadow, after: shadows.Shadow) -> None:
+    assert before.started in {None, after.started}
+    assert before.judged in {None, after.judged}
+    assert after.judged is None or after.judged.total == len(after.started.sample if after.started else ())
+
+
+def webhook_law(before: webhooks.Webhook, after: webhooks.Webhook) -> None:
+    assert before.status != "deleted" or after == before
+    assert before.owner in {"", after.owner}
+    assert (after.secret is None) == (after.status in {None, "deleted"})
+    assert (after.disabled_reason is None) or after.status in {"disabled", "deleted"}
 
 
 LAWS: dict[str, Law] = {
@@ -275,7 +358,13 @@ LAWS: dict[str, Law] = {
     "administrators": roster_law,
     "api_key": key_law,
     "job": job_law,
+    "batch": batch_law,
+    "queue": queue_law,
+    "unique_key": unique_key_law,
     "quota": quota_law,
+    "comparison": comparison_law,
+    "shadow": shadow_law,
+    "webhook": webhook_law,
 }
 
 
@@ -308,7 +397,7 @@ def test_deciding_again_says_nothing_new(kind: str) -> None:
 
 def test_every_noun_is_walked() -> None:
     assert NOUNS.keys() == AGGREGATES.keys() == LAWS.keys()
-    assert sum(map(len, NOUNS.values())) == 43
+    assert sum(map(len, NOUNS.values())) == 63
     assert {decide.__name__ for decide in NOUNS["job"]} >= {"submit", "start", "complete", "cancel", "time_out"}
 
 

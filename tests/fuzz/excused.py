@@ -67,6 +67,30 @@ EXCUSES = (
     ),
     _excuse(
         RejectedPositiveData,
+        "job_submit queue_pause",
+        "rule_violated",
+        "A job may wait for 90 days from now; keys and reasons are of characters that can be seen.",
+    ),
+    _excuse(
+        RejectedPositiveData,
+        "webhook_register webhook_change job_submit",
+        "url_refused",
+        "Where a URL may lead is a rule over its spelling, its port and its address, which no pattern can say.",
+    ),
+    _excuse(
+        RejectedPositiveData,
+        "webhook_register webhook_change",
+        "rule_violated",
+        "Types and kinds are named once each, kinds in characters that can be seen.",
+    ),
+    _excuse(
+        RejectedPositiveData,
+        "shadow_start_shadow",
+        "rule_violated",
+        "Its times are of years in which there were computers.",
+    ),
+    _excuse(
+        RejectedPositiveData,
         "api_key_issue",
         "rule_violated",
         "A key expires within a year from now, and its scopes are permissions that its role has.",

@@ -56,7 +56,7 @@ def running(dsn: str, redis_url: str, directory: Path, *, authenticated: bool = 
         given |= {"auth_enabled": True, "secret_key": "fuzz" * 8}
     url = f"http://127.0.0.1:{given['port']}"
     try:
-        for command in ("project", "tick", "notarize", "work"):
+        for command in ("project", "tick", "notarize", "deliver", "work"):
             processes.start(command)
         serving = processes.start("serve", **given)
         with httpx.Client(base_url=url) as client:

@@ -77,6 +77,19 @@ async def opened(settings: Settings) -> AsyncIterator[Door]:
             await projecting
 
 
+async def fail(door: Door, job_id: UUID, code: str, message: str) -> None:
+    """Claim a waiting job as a worker would, and fail it for good."""
+    worker = "worker:test"
+    now = datetime.now(UTC)
+    start = attempts.StartJob(job_id=job_id, worker=worker, lease_until=now + timedelta(seconds=60))
+    await door.services.commands.execute(attempts.start_job, start, _worker(worker))
+    failed = attempts.FailJob(
+        job_id=job_id, attempt=1, worker=worker, code=code, message=message, retryable=False, retry_delay_s=0
+    )
+    await door.services.commands.execute(attempts.fail_job, failed, _worker(worker))
+    await door.caught_up()
+
+
 async def complete(door: Door, job_id: UUID, files: Mapping[str, bytes], manifest: dict[str, Any]) -> None:
     """Do a waiting job's work as a worker would: claim it, store the files, bring the result."""
     worker = "worker:test"

@@ -1,7 +1,7 @@
 """Every route × every role × {own, other's}, and every way of having no good credential: R17.
 
-The table below says again, in words of its own, what each route's declaration should come to; neither is made from the
-other. A route that is not listed here, or listed and not there, fails.
+The table of access_table.py says again, in words of its own, what each route's declaration should come to; neither is
+made from the other. A route that is not listed there, or listed and not served, fails.
 """
 
 import re
@@ -17,15 +17,20 @@ import pytest_asyncio
 from litestar import Litestar
 from tests.conftest_log import LogDatabase
 from tests.conftest_service import by
+from tests.http.access_table import ANY, OWNED, PUBLIC, TABLE
 from tests.http.door import Door, opened, settings_for
 from tests.http.identity import SECRET
+from tests.http.live_clients import handshaken
 
+from sightline.adapters.egress_rules import Rules
 from sightline.adapters.embedded.valkey import ValkeyServer
 from sightline.adapters.ids import uuid7
+from sightline.adapters.standard_webhooks import new_secret
 from sightline.adapters.tokens import Tokens
-from sightline.commands import api_keys, assets, jobs, sessions, users
+from sightline.commands import api_keys, assets, batches, comparisons, jobs, sessions, users, webhooks
 from sightline.domain.access import Rights, Role
 from sightline.domain.assets import Scan
+from sightline.domain.comparisons import Tolerance
 from sightline.domain.kernel import Caller
 from sightline.http import auth
 from sightline.http.app import create_app
@@ -34,115 +39,6 @@ from sightline.http.sessions import SessionController
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-OWN, ANY = {"own"}, {"own", "other"}
-ALL_OF_THEM = dict.fromkeys(Role, ANY)
-READ = {Role.ADMIN: ANY, Role.MANAGER: ANY, Role.AUDITOR: ANY, Role.OPERATOR: OWN, Role.VIEWER: OWN}
-WRITE = {Role.ADMIN: ANY, Role.MANAGER: OWN, Role.OPERATOR: OWN}
-MANAGE = {Role.ADMIN: ANY, Role.MANAGER: ANY}
-ANALYSE = {Role.ADMIN: ANY, Role.MANAGER: ANY, Role.AUDITOR: ANY}
-AUDIT = {Role.ADMIN: ANY, Role.AUDITOR: ANY}
-ADMINISTER = {Role.ADMIN: ANY}
-OF_ONESELF = {Role.ADMIN: ANY, Role.MANAGER: OWN, Role.AUDITOR: OWN, Role.OPERATOR: OWN, Role.VIEWER: OWN}
-WATCHED = OF_ONESELF | {Role.AUDITOR: ANY}
-PUBLIC: dict[Role, set[str]] = {}
-
-# Which of these paths' ids belong to somebody; for the others "own" and "other" are the same.
-OWNED = {"session_id", "job_id", "asset_id", "root_id", "key_id", "principal", "stream_id"}
-
-TABLE: dict[str, dict[Role, set[str]]] = {
-    "GET /": PUBLIC,
-    "GET /health": PUBLIC,
-    "GET /livez": PUBLIC,
-    "GET /readyz": PUBLIC,
-    "GET /metrics": PUBLIC,
-    "GET /openapi.json": PUBLIC,
-    "GET /redoc": PUBLIC,
-    "GET /docs": PUBLIC,
-    "GET /docs/openapi.json": PUBLIC,
-    "GET /docs/{path:str}": PUBLIC,
-    "GET /docs/oauth2-redirect.html": PUBLIC,
-    "GET /objects/{key:path}": PUBLIC,  # the signature in the query says who may
-    "PUT /objects/{key:path}": PUBLIC,
-    "GET /api/health": PUBLIC,
-    "POST /api/login": PUBLIC,
-    "POST /v1/auth/login": PUBLIC,
-    "POST /v1/auth/logout": ALL_OF_THEM,
-    "POST /v1/auth/password": ALL_OF_THEM,
-    "GET /v1/auth/me": ALL_OF_THEM,
-    "POST /v1/users": ADMINISTER,
-    "GET /v1/users": AUDIT,
-    "GET /v1/users/{user_id:uuid}": AUDIT,
-    "GET /v1/users/{stream_id:uuid}/history": AUDIT,
-    "POST /v1/users/{user_id:uuid}/role": ADMINISTER,
-    "POST /v1/users/{user_id:uuid}/password": ADMINISTER,
-    "POST /v1/users/{user_id:uuid}/deactivate": ADMINISTER,
-    "POST /v1/api-keys": ALL_OF_THEM,
-    "GET /v1/api-keys": ALL_OF_THEM,
-    "GET /v1/api-keys/{key_id:uuid}": WATCHED,
-    "GET /v1/api-keys/{stream_id:uuid}/history": WATCHED,
-    "DELETE /v1/api-keys/{key_id:uuid}": OF_ONESELF,
-    "GET /v1/quotas": ALL_OF_THEM,
-    "GET /v1/quotas/{principal:str}": WATCHED,
-    "GET /v1/quotas/{principal:str}/history": WATCHED,
-    "PUT /v1/quotas/{principal:str}": ADMINISTER,
-    "POST /v1/sessions": WRITE,
-    "GET /v1/sessions": READ,
-    "GET /v1/sessions/{session_id:uuid}": READ,
-    "GET /v1/sessions/{stream_id:uuid}/history": READ,
-    "POST /v1/sessions/{session_id:uuid}/close": WRITE,
-    "POST /v1/sessions/{session_id:uuid}/assets": WRITE,
-    "POST /v1/assets": WRITE,
-    "GET /v1/assets": READ,
-    "GET /v1/assets/{asset_id:uuid}": READ,
-    "GET /v1/assets/{stream_id:uuid}/history": READ,
-    "GET /v1/assets/{asset_id:uuid}/content": READ,
-    "POST /v1/assets/{asset_id:uuid}/complete": WRITE,
-    "DELETE /v1/assets/{asset_id:uuid}": WRITE,
-    "POST /v1/jobs": WRITE,
-    "GET /v1/jobs": READ,
-    "GET /v1/jobs/{job_id:uuid}": READ,
-    "GET /v1/jobs/{stream_id:uuid}/history": READ,
-    "GET /v1/jobs/{job_id:uuid}/artifacts": READ,
-    "GET /v1/jobs/{job_id:uuid}/artifacts/{name:str}": READ,
-    "GET /v1/jobs/{job_id:uuid}/receipt": READ,
-    "POST /v1/jobs/{job_id:uuid}/cancel": WRITE,
-    "POST /v1/jobs/{job_id:uuid}/requeue": MANAGE,
-    "DELETE /v1/jobs/{job_id:uuid}": WRITE,
-    "POST /v1/models": MANAGE,
-    "GET /v1/models": ALL_OF_THEM,
-    "GET /v1/models/active": ALL_OF_THEM,
-    "GET /v1/models/{model_id:uuid}": ALL_OF_THEM,
-    "GET /v1/models/{stream_id:uuid}/history": ALL_OF_THEM,
-    "POST /v1/models/{model_id:uuid}/sync": MANAGE,
-    "POST /v1/models/{model_id:uuid}/activate": MANAGE,
-    "GET /v1/model-slots": ALL_OF_THEM,
-    "GET /v1/model-slots/{task:str}": ALL_OF_THEM,
-    "GET /v1/model-slots/{task:str}/history": ALL_OF_THEM,
-    "POST /v1/model-slots/{task:str}/rollback": MANAGE,
-    "GET /v1/events": AUDIT,
-    "GET /v1/events/{position:int}/causes": AUDIT,
-    "GET /v1/trace/{kind:str}/{root_id:uuid}": READ,
-    "GET /v1/audit/checkpoint": AUDIT,
-    "GET /v1/audit/key": AUDIT,
-    "GET /v1/audit/proof/{position:int}": AUDIT,
-    "GET /v1/audit/consistency": AUDIT,
-    "GET /v1/audit/export": AUDIT,
-    "GET /v1/analytics": ANALYSE,
-    "GET /v1/analytics/{name:str}": ANALYSE,
-    "GET /v1/projections": ANALYSE,
-    "GET /v1/projections/{name:str}": ANALYSE,
-    "POST /v1/projections/{name:str}/rebuild": ADMINISTER,
-    "POST /v1/projections/{name:str}/verify": ADMINISTER,
-    "POST /api/jobs/upload": WRITE,
-    "POST /api/jobs": WRITE,
-    "GET /api/jobs": READ,
-    "GET /api/jobs/style-presets": READ,
-    "GET /api/jobs/{job_id:str}": READ,
-    "DELETE /api/jobs/{job_id:str}": WRITE,
-    "GET /api/jobs/{job_id:str}/download/{filename:str}": READ,
-    "HEAD /api/jobs/{job_id:str}/download/{filename:str}": READ,
-}
-# A body that reaches the handler is not needed: whoever may not is told so before it is read.
 FILLED = {"name:str": "jobs", "task:str": "nothing", "position:int": "1", "filename:str": "x.png", "kind:str": "jobs"}
 
 
@@ -162,6 +58,8 @@ def listed(app: Litestar) -> set[str]:
         for handler in getattr(route, "route_handlers", ()):
             if not auth.is_automatic(handler):
                 found |= {f"{method} {route.path}" for method in handler.http_methods}
+        if hasattr(route, "route_handler"):
+            found.add(f"WEBSOCKET {route.path}")
     return found
 
 
@@ -186,6 +84,8 @@ async def person(door: Door, role: Role, name: str) -> Person:
     await execute(sessions.create_session, session, as_actor(actor))
     job = jobs.SubmitJob(job_id=uuid7(), kind="noop", pending_max=1_000)
     await execute(jobs.submit_job, job, as_actor(actor))
+    batch = batches.SubmitBatch(batch_id=uuid7(), kind="noop", members=[batches.JobOfBatch()], pending_max=1_000)
+    await execute(batches.submit_batch, batch, as_actor(actor))
     asset = assets.RegisterAsset(
         asset_id=uuid7(),
         filename="picture.png",
@@ -197,13 +97,31 @@ async def person(door: Door, role: Role, name: str) -> Person:
         purpose="image",
     )
     await execute(assets.register_asset, asset, as_actor(actor))
+    refuse = comparisons.RefuseComparison(
+        comparison_id=uuid7(), of_job=job.job_id, candidate=uuid7(), tolerance=Tolerance(), reason="a test"
+    )
+    await execute(comparisons.refuse_comparison, refuse, as_actor(actor))
+    webhook = webhooks.RegisterWebhook(
+        webhook_id=uuid7(),
+        url="https://hooks.example/",
+        types=("job.completed",),
+        kinds=None,
+        secret=new_secret(),
+        rules=Rules(),
+    )
+    await execute(webhooks.register_webhook, webhook, as_actor(actor))
     key_id = await api_key(door, user_id, actor)
     ids = {
         "session_id": str(session.session_id),
         "job_id": str(job.job_id),
+        "batch_id": str(batch.batch_id),
+        "comparison_id": str(refuse.comparison_id),
+        "shadow_id": str(uuid7()),
         "asset_id": str(asset.asset_id),
         "root_id": str(job.job_id),
         "key_id": str(key_id),
+        "webhook_id": str(webhook.webhook_id),
+        "delivery_id": str(uuid7()),
         "principal": actor,
         "user_id": str(user_id),
         "model_id": str(uuid7()),
@@ -256,7 +174,15 @@ async def house(
         yield House(door, people, other)
 
 
-NOUNS = {"sessions": "session_id", "jobs": "job_id", "assets": "asset_id", "api-keys": "key_id"}
+NOUNS = {
+    "sessions": "session_id",
+    "jobs": "job_id",
+    "batches": "batch_id",
+    "comparisons": "comparison_id",
+    "assets": "asset_id",
+    "api-keys": "key_id",
+    "webhooks": "webhook_id",
+}
 
 
 def path_of(row: str, ids: dict[str, str]) -> str:
@@ -269,6 +195,8 @@ def path_of(row: str, ids: dict[str, str]) -> str:
         nobodys = name == "user_id" or not name
         filled = str(uuid7()) if nobodys else ids.get(name) or FILLED.get(placeholder, "nothing")
         path = path.replace(f"{{{placeholder}}}", filled)
+    if path == "/v1/stream" or (path != "/v1/events" and path.endswith("/events")):
+        return f"{path}?after=nothing"  # else it goes on for ever
     return f"{path}?from=nothing" if path == "/v1/audit/export" else path  # else it waits for somebody to sign
 
 
@@ -279,6 +207,8 @@ def names_an_owner(row: str) -> bool:
 
 
 async def ask(house: House, row: str, ids: dict[str, str], headers: dict[str, str]) -> httpx.Response:
+    if row.startswith("WEBSOCKET "):
+        return await handshaken(house.door, path_of(row, ids), headers)
     return await house.door.client.request(row.partition(" ")[0], path_of(row, ids), headers=headers)
 
 

@@ -319,7 +319,7 @@ JOB_FORMS: dict[str, dict[str, str]] = {
     "no number of layers": {"num_layers": "four"},
     "half a layer": {"num_layers": "2.5"},
     "an unknown mode": {"mode": "cubist"},
-    "a mode for later": {"mode": "painterly"},
+    "an unknown style": {"mode": "painterly", "painterly_style": "cubist"},
     "too large": {"max_size": "2049"},
     "too small": {"max_size": "255"},
     "too soft": {"feather_radius": "6"},

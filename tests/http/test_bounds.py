@@ -234,7 +234,7 @@ async def test_an_answer_tells_no_refused_value_back(door: Door) -> None:
 async def test_every_answer_has_its_headers(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sightline.http.audit_export.prepared", partial(prepared, wait_s=0.05))  # nobody signs here
     for method, path, _, _ in handlers(app_of(door)):
-        for asked in (method, "BREW", "OPTIONS"):
+        for asked in ("HEAD" if path == "/v1/stream" else method, "BREW", "OPTIONS"):  # which goes on for ever
             headers = (await door.client.request(asked, path)).headers
             for name in ("X-Request-ID", *SECURITY_HEADERS):
                 assert name in headers, (asked, path, name)

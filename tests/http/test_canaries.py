@@ -143,8 +143,9 @@ async def _send(running: Running, canaries: Canaries, routes: list[Asked]) -> He
     heard, gate = Heard(), asyncio.Semaphore(16)
 
     async def ask(client: httpx.AsyncClient, method: str, path: str, **sent: Any) -> None:
-        async with gate:
-            answer = await client.request(method, path, **sent)
+        async with gate, client.stream(method, path, **sent) as answer:
+            if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):  # which goes on for ever
+                await answer.aread()
         heard.statuses.append(answer.status_code)
         if answer.status_code >= 400:
             asked = f"{method} {path} {sent}"

@@ -28,6 +28,25 @@ async def test_ready_right_after_a_burst(door: Door) -> None:
     assert (await door.client.get("/readyz")).status_code == 200
 
 
+async def test_metrics_tell_autoscalers_what_there_is_to_do(door: Door) -> None:
+    async def told() -> dict[str, float]:
+        await door.caught_up()
+        text = (await door.client.get("/metrics")).text
+        found = re.findall(r'^(sightline_(?:jobs|projection)_\w+)(?:{kind="noop"})? (\S+)$', text, re.MULTILINE)
+        return {name: float(value) for name, value in found}
+
+    before = await told()
+    now = await door.client.post("/v1/jobs", json={"kind": "noop"})
+    await door.client.post("/v1/jobs", json={"kind": "noop", "delay_s": 600})  # waits for its time, not for a worker
+    after = await told()
+    assert after["sightline_jobs_waiting"] == before["sightline_jobs_waiting"] + 1
+    assert after["sightline_jobs_running"] == before["sightline_jobs_running"]
+    assert after["sightline_jobs_oldest_waiting_seconds"] > 0
+    assert after["sightline_projection_lag_events"] == 0
+    await door.client.post(f"/v1/jobs/{now.json()['id']}/cancel")
+    assert (await told())["sightline_jobs_waiting"] == before["sightline_jobs_waiting"]
+
+
 async def test_without_valkey_it_is_degraded_not_failed(door: Door) -> None:
     from msgspec.structs import replace
 
@@ -60,7 +79,9 @@ async def test_pages_and_schema(door: Door) -> None:
         for operation in item.values():
             refusals = [answer["$ref"] for answer in operation["responses"].values() if "$ref" in answer]
             facade = path.startswith(("/api/jobs", "/health", "/api/login", "/api/health"))
-            said = "#/components/responses/Detail" if facade else "#/components/responses/Problem"
+            said = "#/components/responses/" + (
+                "Fault" if path.startswith("/v2") else "Detail" if facade else "Problem"
+            )
             assert all(refusal.startswith(said) for refusal in refusals), (path, refusals)
     assert {"code", "detail", "errors"} <= schema["components"]["schemas"]["Problem"]["properties"].keys()
     known = {f"#/components/{kind}/{name}" for kind, named in schema["components"].items() for name in named}

@@ -29,6 +29,8 @@ OPERATION_ID = re.compile(r"[a-z]+(_[a-z]+)+")
 WITHOUT_EXAMPLE = {
     "asset_complete",
     "flowviz_login",
+    "inference_infer",
+    "inference_version_infer",
     "layered_images_create",
     "layered_images_upload",
     "login_change_password",
@@ -163,9 +165,10 @@ async def test_every_example_fits_its_schema_and_is_taken(door: Door, document: 
         for example in examples.values():
             validator.validate(example)
     for name, (path, example) in said.items():
-        if path != "/v1/api-keys":  # needs an owner, since nobody is asked who he is
+        # The first needs an owner, since nobody is asked who he is; the others something that is there.
+        if path != "/v1/api-keys" and "{" not in path:
             answer = await door.client.post(path, json=example)
-            assert answer.status_code == 201, (name, answer.text)
+            assert answer.status_code in {200, 201}, (name, answer.text)
 
 
 async def test_whatever_refines_a_schema_names_one(document: dict[str, Any]) -> None:

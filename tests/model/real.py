@@ -20,7 +20,8 @@ from sightline.adapters import postgres
 from sightline.adapters.event_store.codec import Recorded
 from sightline.commands import assets, attempts, jobs, model_slots, models, sessions
 from sightline.commands.jobs import pending_key
-from sightline.commands.transact import Commands, Handler, Transaction
+from sightline.commands.transact import Commands, Handler
+from sightline.commands.transaction import Transaction
 from sightline.domain.events import AGGREGATES
 from sightline.domain.model_slots import slot_id
 from sightline.projections import catalogue
@@ -55,6 +56,7 @@ def commands_there_are() -> dict[str, Known]:
                 hints = get_annotations(handler)
                 if (
                     hints.get("tx") is Transaction
+                    and "command" in hints  # not a part of several
                     and not name.startswith("_")
                     and handler.__module__ == module.__name__
                 ):

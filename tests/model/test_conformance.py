@@ -15,7 +15,7 @@ from tests.model.run import conform
 
 from sightline.adapters.embedded.postgres import PostgresServer
 from sightline.adapters.embedded.valkey import ValkeyServer
-from sightline.commands.transact import Transaction
+from sightline.commands.transaction import Transaction
 from sightline.domain import attempts, sessions
 
 STEPS = 3_000  # `make conform` takes half a million

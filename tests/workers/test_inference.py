@@ -73,10 +73,10 @@ async def running(service: Service, job_id: UUID) -> Job:
 
 
 async def live(service: Service) -> set[str]:
-    from sightline.workers.leases import LIVE
+    from sightline.projections.waiting import LIVE_WORKERS
 
     async with service.services.store.pool.connection() as connection:
-        return {worker for (worker,) in await (await connection.execute(LIVE)).fetchall()}
+        return {worker for (worker,) in await (await connection.execute(LIVE_WORKERS)).fetchall()}
 
 
 async def workers_up(service: Service, count: int) -> None:

@@ -9,14 +9,15 @@ from tests.conftest_log import LogDatabase
 from tests.conftest_service import until
 
 from sightline.adapters.settings import Settings
-from sightline.workers.leases import LIVE, PRUNE, Lease
+from sightline.projections.waiting import LIVE_WORKERS
+from sightline.workers.leases import PRUNE, Lease
 
 SHORT_S = 0.4
 
 
 def live(database: LogDatabase) -> set[str]:
     with database.connect() as connection:
-        return {worker for (worker,) in connection.execute(LIVE).fetchall()}
+        return {worker for (worker,) in connection.execute(LIVE_WORKERS).fetchall()}
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -62,7 +63,7 @@ def save(environ: dict[str, str], events: int, a_save_max: int) -> None:
 
 def _one_at_a_time(environ: dict[str, str]) -> Counters:
     """The library's own module replaces its functions at every start, and fails where two processes do so at once."""
-    with open(__file__) as turn:
+    with Path(__file__).open() as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         return Counters(env=environ)
 
