@@ -34,7 +34,6 @@ from sightline.adapters.embedded.valkey import ValkeyServer
 from sightline.adapters.event_store.reader import Tail
 from sightline.adapters.ids import uuid7
 from sightline.commands import jobs
-from sightline.domain.kernel import Caller
 from sightline.workers import lifecycle
 from sightline.workers.lifecycle import Services
 
@@ -204,14 +203,7 @@ def _process(command: Sequence[str], environ: Mapping[str, str], log_path: Path)
 
 
 async def _submit(services: Services) -> Any:
-    command_id = uuid7()
-    caller = Caller(
-        actor="local",
-        now=lifecycle.now(),
-        command_id=command_id,
-        correlation_id=str(command_id),
-        causation_id=f"command:{command_id}",
-    )
+    caller = lifecycle.by_itself("local", uuid7())
     command = jobs.SubmitJob(job_id=uuid7(), kind="noop", pending_max=PENDING_MAX)
     return await services.commands.execute(jobs.submit_job, command, caller)
 

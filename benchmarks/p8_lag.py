@@ -28,7 +28,6 @@ from sightline.adapters.embedded.postgres import PostgresServer
 from sightline.adapters.embedded.valkey import ValkeyServer
 from sightline.adapters.ids import uuid7
 from sightline.commands import jobs
-from sightline.domain.kernel import Caller
 from sightline.projections.projection import CHANNEL
 from sightline.workers import lifecycle
 from sightline.workers.lifecycle import Services
@@ -50,14 +49,7 @@ class Acknowledged(Struct, frozen=True):
 
 
 async def _submit(services: Services, acknowledged: list[Acknowledged]) -> None:
-    command_id = uuid7()
-    caller = Caller(
-        actor="local",
-        now=lifecycle.now(),
-        command_id=command_id,
-        correlation_id=str(command_id),
-        causation_id=f"command:{command_id}",
-    )
+    caller = lifecycle.by_itself("local", uuid7())
     command = jobs.SubmitJob(job_id=uuid7(), kind="noop", pending_max=PENDING_MAX)
     receipt = await services.commands.execute(jobs.submit_job, command, caller)
     acknowledged.append(Acknowledged(receipt.position, time.monotonic()))
