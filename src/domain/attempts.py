@@ -208,11 +208,6 @@ def refusal(job: Job, *, attempt: int, worker: str) -> str | None:
     return "cancel_requested" if job.cancel_requested_by is not None else None
 
 
-def retry_delay_s(attempt: int, *, base_s: float, jitter: float) -> float:
-    """How long to wait after `attempt` failed in a way that nothing is known of; see retries."""
-    return retries.retry_delay_s("", attempt, base_s, jitter)
-
-
 def artifact_id(job_id: UUID, name: str) -> UUID:
     """An output's id in a trace; only one attempt of a job ever completes, so the name is enough."""
     return derived_id("artifact", job_id, name)

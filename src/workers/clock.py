@@ -19,7 +19,7 @@ from ..commands import attempts as attempt_commands
 from ..commands import jobs as job_commands
 from ..commands import sessions as session_commands
 from ..commands.transact import C, Handler, S
-from ..domain import attempts
+from ..domain import retries
 from ..domain.kernel import Caller, Rejection, derived_id
 from ..domain.kinds import KINDS
 from ..projections import jobs, queues, sessions
@@ -145,7 +145,7 @@ class Clock:
 
     def _delay_s(self, row: JobRow) -> float:
         base_s = self._services.settings.job_retry_base_s
-        return attempts.retry_delay_s(max(row.attempt, 1), base_s=base_s, jitter=1.0)
+        return retries.retry_delay_s("lease_expired", max(row.attempt, 1), base_s, 1.0)
 
     async def _say(
         self, moment: datetime, handler: Handler[C, S], command: C, subject: UUID, state: int, position: int

@@ -36,7 +36,6 @@ from sightline.domain.attempts import (
     lose_lease,
     refusal,
     report_progress,
-    retry_delay_s,
     start,
     time_out,
 )
@@ -295,11 +294,6 @@ def test_an_attempt_at_what_never_was_is_not_found(decide: Any, more: dict[str, 
 
 
 # Figures
-
-
-def test_delays_double_up_to_five_minutes() -> None:
-    assert [retry_delay_s(n, base_s=1, jitter=1) for n in (1, 2, 3, 9, 10, 2000)] == [1, 2, 4, 256, 300, 300]
-    assert retry_delay_s(2000, base_s=1, jitter=0.5) == 150
 
 
 def test_an_artifact_keeps_its_id() -> None:
