@@ -155,7 +155,11 @@ def test_a_secret_across_a_cut_goes_as_a_whole() -> None:
         text = "x" * (redaction.TEXT_CHARS_MAX - shift) + f" token={JWT} " + "y" * 50_000
         assert "canary" not in redactor.clipped(text)
         assert "eyJ" not in redactor.clipped(text)
-    for shift in range(0, 20_000, 97):
+        # This one is known by what comes after it, beyond the cut.
+        url = "x" * (redaction.TEXT_CHARS_MAX - shift) + f" redis://ada:canary-{'c' * 40}@cache " + "y" * 50_000
+        assert "canary" not in redactor.clipped(url)
+    tail = redaction.STACK_CHARS_MAX // 2
+    for shift in (*range(0, 20_000, 97), *range(40_000 - tail - 60, 40_000 - tail + 60)):
         stack = "x" * shift + f"\npassword=canary-{'c' * 40}\n" + "y" * (40_000 - shift)
         assert "canary" not in redactor.stack(stack)
 

@@ -295,7 +295,8 @@ async def test_a_failed_job_says_why_and_how_long_it_took(door: Door) -> None:
     await fail(door, UUID(job_id), "image_undecodable", "the picture cannot be decoded")
     job = (await door.client.get(f"/api/jobs/{job_id}")).json()
     assert (job["status"], job["error_message"]) == ("failed", "the picture cannot be decoded")
-    assert job["processing_time"] >= 0
+    started, ended = (datetime.fromisoformat(job[name]) for name in ("started_at", "completed_at"))
+    assert job["processing_time"] == pytest.approx((ended - started).total_seconds(), abs=0.01)
     assert [job[name] for name in ("output_dir", "result_manifest")] == [None, None]
     answer = await door.client.get(f"/api/jobs/{job_id}/download/composite.png")
     assert (answer.status_code, answer.json().keys()) == (400, {"detail"})

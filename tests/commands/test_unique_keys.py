@@ -105,7 +105,7 @@ async def test_a_dead_letter_takes_its_key_again_or_is_not_requeued(bare_service
         await submit(bare_service)
 
 
-async def test_a_key_is_its_owners_and_its_kinds(bare_service: Service) -> None:
+async def test_a_key_is_its_owners(bare_service: Service) -> None:
     await submit(bare_service)
     await submit(bare_service, "grace")
     await submit(bare_service, unique_key="weekly")

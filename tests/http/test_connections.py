@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from asyncio import StreamReader as Reader
 from asyncio import StreamWriter as Writer
 from collections.abc import AsyncIterator
@@ -12,6 +11,7 @@ from uuid import UUID
 
 import pytest
 import uvicorn
+from structlog.testing import capture_logs
 from uvicorn.lifespan.off import LifespanOff
 
 from sightline.http import connections, patience
@@ -346,9 +346,10 @@ async def test_head_is_get_without_its_body(port: int, application: Application)
         assert len((await _answer(reader))[2]) == 101
 
 
-async def test_a_refused_connection_is_one_line(port: int, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG):
+async def test_a_refused_connection_is_one_line(port: int) -> None:
+    with capture_logs() as told:
         async with _connected(port) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nX: canary\0canary\r\n\r\n")
             await _problem(reader, 400, "malformed_request")
-    assert "canary" not in caplog.text
+    assert [line["event"] for line in told] == ["connection_refused"]
+    assert "canary" not in str(told)

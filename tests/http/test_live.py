@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 from uuid import UUID
 
 import pytest
@@ -346,7 +347,7 @@ async def test_streams_are_not_among_the_requests_and_connections_of_the_others(
 
 
 async def test_what_is_terminal_is_the_domain_s() -> None:
-    for status in ("pending", "processing", "completed", "failed", "cancelled", "expired", "deleted"):
+    for status in get_args(domain.Status):
         assert (status in TERMINAL) == domain.is_terminal(domain.Job(status=status))
 
 

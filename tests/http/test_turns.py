@@ -81,18 +81,20 @@ async def test_whoever_leaves_lets_the_next_one_through() -> None:
 async def test_no_place_is_lost_however_they_come_and_go(seed: int) -> None:
     random = Random(seed)
     turns = Turns(bytes_max=50, at_once_max=3, waiting_max=20, wait_s_max=0.02)
-    inside = most = 0
+    inside: list[int] = []
+    most = largest = 0
 
     async def visit() -> None:
-        nonlocal inside, most
-        async with turns.taken(random.randint(0, 60)):
-            inside += 1
-            most = max(most, inside)
+        nonlocal most, largest
+        size_bytes = random.randint(0, 60)
+        async with turns.taken(size_bytes):
+            inside.append(min(size_bytes, 50))
+            most, largest = max(most, len(inside)), max(largest, sum(inside))
             try:
                 for _ in range(random.randrange(4)):
                     await asyncio.sleep(0)
             finally:
-                inside -= 1
+                inside.remove(min(size_bytes, 50))
 
     tasks = []
     for _ in range(200):
@@ -101,8 +103,11 @@ async def test_no_place_is_lost_however_they_come_and_go(seed: int) -> None:
             random.choice(tasks).cancel()
         if random.random() < 0.5:
             await asyncio.sleep(0)
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert most <= 3
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(one) for one in ended if one is not None} <= {TooManyUploads, asyncio.CancelledError}
+    assert None in ended
+    assert (most, inside) == (3, [])
+    assert 25 < largest <= 50
     async with AsyncExitStack() as opened:  # all of it is free again
         for size in (20, 20, 10):
-            await asyncio.wait_for(opened.enter_async_context(turns.taken(size)), 0.01)
+            await asyncio.wait_for(opened.enter_async_context(turns.taken(size)), 1)

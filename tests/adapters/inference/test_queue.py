@@ -103,12 +103,13 @@ def test_none_is_lost_or_comes_twice(steps: list[tuple[str, int]]) -> None:
         taken: list[Request] = []
         for step, number in steps:
             if step == "put" and len(inside) < 20:
-                one = request(rows=number, width=1 + number % 2, weight=number)
+                one = request(rows=number, width=1 + number % 2, weight=3 * number)
                 queue.put(one)
                 inside.append(one)
             elif step == "take":
                 taken = queue.take()
                 assert len(taken) <= 1 or sum(one.rows for one in taken) <= 6
+                assert len(taken) <= 1 or sum(one.weight for one in taken) <= 12
                 assert len({one.kind for one in taken}) <= 1
                 assert set(taken) <= set(inside)
                 inside = [one for one in inside if one not in taken]
