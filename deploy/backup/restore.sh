@@ -37,8 +37,9 @@ chmod 700 "$data"
 rm -f "$data/backup_manifest"
 touch "$data/recovery.signal"
 {
-  # More than 125 stops the replay: a file that cannot be read is not the end of the WAL.
-  echo "restore_command = 'test -r \"$wal\" || exit 126; for f in \"$wal/%f\" \"$wal/%f.partial\"; do test -e \"\$f\" || continue; cp \"\$f\" \"%p\" && exit 0; exit 126; done; exit 1'"
+  # More than 125 stops the replay: a file that cannot be read is not the end of the WAL. A receiver that died while it
+  # filled a new segment with zeros left a shorter one (of 16 MiB, the default): the missing zeros are added.
+  echo "restore_command = 'test -r \"$wal\" || exit 126; if test -e \"$wal/%f\"; then cp \"$wal/%f\" \"%p\" || exit 126; elif test -e \"$wal/%f.partial\"; then cp \"$wal/%f.partial\" \"%p\" && truncate -s 16777216 \"%p\" || exit 126; else exit 1; fi'"
   echo "recovery_target_action = 'promote'"
   echo "synchronous_standby_names = ''"
   if [ -n "$target" ]; then echo "recovery_target_$kind = '$target'"; fi

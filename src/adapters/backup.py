@@ -4,6 +4,7 @@ Together they are every commit up to the last byte received. `restore` puts them
 """
 
 import hashlib
+import os
 import signal
 import subprocess
 import threading
@@ -33,6 +34,7 @@ STEADY_S = 60.0  # a receiver that ran for so long starts again without a pause
 STOP_GRACE_S = 5.0
 STATUS_EVERY_S = 1
 WAL_CHECK_TIMEOUT_S = 3600.0
+SEGMENT_SIZE_BYTES = 16 * 1024 * 1024
 
 Say = Callable[[str], None]
 
@@ -188,6 +190,7 @@ def _receive_once(server: PostgresServer, to: Path, stopping: threading.Event) -
     made = spawn([program, *common, "--create-slot", "--if-not-exists"], log_path=log_path)
     if (refused := made.wait()) != 0:
         return refused, 0.0
+    _fill_up(to)
     options = ["--synchronous", "--no-loop", f"--status-interval={STATUS_EVERY_S}", f"--directory={to.absolute()}"]
     receiver = spawn([program, *common, *options], log_path=log_path)
     log.info("wal_receiver_started", pid=receiver.pid)
@@ -202,6 +205,16 @@ def _receive_once(server: PostgresServer, to: Path, stopping: threading.Event) -
     finally:
         # SIGINT: it tells the server how far it flushed, and ends.
         terminate(receiver, grace_s=STOP_GRACE_S, first=signal.SIGINT)
+
+
+def _fill_up(to: Path) -> None:
+    """Make a segment whole whose filling with zeros was cut short; pg_receivewal refuses to go on beside a shorter one.
+
+    Received bytes are written only once a segment is filled: what is missing is zeros, and it sends the rest again.
+    """
+    for path in to.glob("*.partial"):
+        if path.stat().st_size < SEGMENT_SIZE_BYTES:
+            os.truncate(path, SEGMENT_SIZE_BYTES)
 
 
 def lag_bytes(server: PostgresServer) -> int | None:

@@ -20,7 +20,7 @@ import psycopg
 from msgspec import Struct, field
 
 from . import postgres
-from .backup import BackupError, WalRange, verify
+from .backup import SEGMENT_SIZE_BYTES, BackupError, WalRange, verify
 from .embedded import identity
 from .embedded.part import PartError
 from .embedded.postgres import PostgresServer
@@ -28,7 +28,6 @@ from .embedded.processes import log_tail
 
 RECOVERY_TIMEOUT_S = 4 * 3600.0
 SEGMENT = re.compile(r"(?P<timeline>[0-9A-F]{8})(?P<log>[0-9A-F]{8})(?P<segment>[0-9A-F]{8})(\.partial)?")
-SEGMENT_SIZE_BYTES = 16 * 1024 * 1024
 SEGMENTS_PER_LOG = 2**32 // SEGMENT_SIZE_BYTES
 
 # What PostgreSQL says when the target cannot be had.
@@ -193,9 +192,7 @@ def _recovered(server: PostgresServer, recovery: _Recovery, timed: Timed) -> Ite
         end = log_tail(server.log_path, lines_max=20)
         shutil.rmtree(server.data)
         if any(words in end for words in REFUSALS):
-            raise BackupError(
-                "the target lies before the end of the base backup, or past the end of the WAL"
-            ) from error
+            raise BackupError(OUT_OF_REACH) from error
         raise BackupError(f"the replay failed: {error}") from error
     except BaseException:
         server.stop()
@@ -235,13 +232,18 @@ def _write_settings(server: PostgresServer, settings: dict[str, str]) -> None:
 
 
 def _restore_command(wal: Path | None) -> str:
-    """What PostgreSQL runs for each file of WAL. Beyond 125 means: stop. To be refused is not to be at the end."""
+    """What PostgreSQL runs for each file of WAL. Beyond 125 means: stop. To be refused is not to be at the end.
+
+    A receiver that died while it filled a new segment with zeros left a shorter one, which PostgreSQL does not take:
+    the zeros that are missing are added to the copy.
+    """
     if wal is None:
         return "false"
     directory = shlex.quote(str(wal.absolute())).replace("%", "%%")
     return (
-        f'd={directory}; test -r "$d" -a -x "$d" || exit 126; for f in "$d/%f" "$d/%f.partial"; '
-        'do test -e "$f" || continue; cp "$f" "%p" && exit 0; exit 126; done; exit 1'
+        f'd={directory}; test -r "$d" -a -x "$d" || exit 126; if test -e "$d/%f"; then cp "$d/%f" "%p" || exit 126; '
+        f'elif test -e "$d/%f.partial"; then cp "$d/%f.partial" "%p" && truncate -s {SEGMENT_SIZE_BYTES} "%p" '
+        "|| exit 126; else exit 1; fi"
     )
 
 

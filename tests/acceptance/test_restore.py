@@ -218,6 +218,23 @@ def test_what_was_acknowledged_survives_the_loss_of_the_machine(
     assert bool(lost) is not synchronous
 
 
+def test_a_segment_whose_filling_was_cut_short_is_filled_up(place: Place) -> None:
+    """By whoever receives again, and in the copy that is replayed; PostgreSQL's own tools refuse both."""
+    with receiving(place):
+        backup.base(place.server, place.base, say=print)
+        with psycopg.connect(place.server.superuser_dsn, autocommit=True) as connection:
+            connection.execute("SELECT pg_switch_wal()")
+        append(place.server, 2)
+        received(place)
+    partial = max(place.wal.glob("*.partial"))
+    os.truncate(partial, 14 * 1024 * 1024)
+    assert restored(place, restore.Target())[0] == 2 * BATCH
+    with receiving(place):
+        append(place.server, 1)
+        received(place)
+    assert restored(place, restore.Target())[0] == 3 * BATCH
+
+
 def test_synchronous_is_refused_while_nobody_receives(place: Place) -> None:
     said = sightline("backup", "synchronous", "on", "--data-dir", place.directory / "old", status=1)
     assert "no receiver is connected" in said

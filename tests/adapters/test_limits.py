@@ -14,13 +14,13 @@ from tests.conftest_service import until
 
 from sightline.adapters import limits
 from sightline.adapters.embedded.valkey import ValkeyServer
-from sightline.adapters.limits import BREAK_S, BUDGET_S, Bucket, Limiter, LimitsUnavailable, LocalWindows, open_limiter
+from sightline.adapters.limits import BUDGET_S, Bucket, Limiter, LimitsUnavailable, LocalWindows, open_limiter
 from sightline.adapters.valkey import open_valkey
 
 CLIENTS = 8
 LIMIT = 20
-WINDOW_S = 1
-PATIENT_S = 2.0  # of tests that are not about the budget, on a busy machine
+WINDOW_S = 60  # of tests that are not about the length of one: nothing of theirs comes back meanwhile
+PATIENT_S = 30.0  # of tests that are not about the budget, on a busy machine
 
 _names = itertools.count(1)
 
@@ -44,24 +44,30 @@ def own_server(tmp_path: Path) -> Iterator[ValkeyServer]:
         yield server
 
 
-def most_in_any_window(times: Sequence[float], window_s: float) -> int:
-    ordered = sorted(times)
-    return max(sum(start <= one < start + window_s for one in ordered) for start in ordered)
+Span = tuple[float, float]
+
+
+def most_in_any_window(spans: Sequence[Span], window_s: float) -> int:
+    """How many were surely counted within one window: asked not before it, answered before it was over."""
+    starts = [asked for asked, _ in spans]
+    return max(sum(start <= asked and answered < start + window_s for asked, answered in spans) for start in starts)
 
 
 Taking = Callable[[Bucket], Awaitable[bool]]
 
 
-async def rush(takes: Sequence[Taking], one: Bucket, seconds: float) -> list[float]:
-    """When each of what so many clients took together was taken, at the earliest; they never pause."""
-    end, taken = time.monotonic() + seconds, list[float]()
+async def rush(takes: Sequence[Taking], one: Bucket, enough: int) -> list[Span]:
+    """Between when and when each of what so many clients took together was taken; they never pause."""
+    taken = list[Span]()
 
     async def client(take: Taking) -> None:
-        while (asked := time.monotonic()) < end:
+        while len(taken) < enough:
+            asked = time.monotonic()
             if await take(one):
-                taken.append(asked)
+                taken.append((asked, time.monotonic()))
 
-    await asyncio.gather(*map(client, takes))
+    async with asyncio.timeout(120):
+        await asyncio.gather(*map(client, takes))
     return taken
 
 
@@ -76,47 +82,51 @@ async def test_eight_clients_together_never_get_more_than_the_limit_in_any_windo
     async with open_limiter(valkey_server.url) as first, open_limiter(valkey_server.url) as second:
         first._budget_s = second._budget_s = PATIENT_S
         takes = [await shared(limiter) for limiter in (first, second) * (CLIENTS // 2)]
-        taken = await rush(takes, bucket(), 2.5 * WINDOW_S)
-    # A client asks before the server counts: by that time, and by no more, windows may seem shorter than they are.
-    assert most_in_any_window(taken, WINDOW_S * 0.9) <= LIMIT
-    assert 2 * LIMIT <= len(taken) <= 3 * LIMIT
+        taken = await rush(takes, bucket(window_s=1), 2 * LIMIT + 1)  # two windows that are full, and a third begins
+    assert most_in_any_window(taken, 1) <= LIMIT
+    assert most_in_any_window(taken, 30) > LIMIT, "the control: what is longer than a window holds more"
 
 
 async def test_looking_first_and_counting_after_would_let_more_through(valkey_server: ValkeyServer) -> None:
-    """The control: what the script does in one step, in two."""
+    """The control: what the script does in one step, in two; each time all of them look before the first counts."""
+    looked, one = asyncio.Barrier(CLIENTS), bucket()
     async with open_valkey(valkey_server.url) as client:
 
-        async def take(one: Bucket) -> bool:
-            if await client.llen(one.key) >= one.limit:
+        async def take() -> bool:
+            room = await client.llen(one.key) < one.limit
+            await looked.wait()
+            if not room:
                 return False
             await client.rpush(one.key, "1")
             await client.expire(one.key, one.window_s)
+            await looked.wait()
             return True
 
-        taken = await rush([take] * CLIENTS, bucket(), 0.3)
-    assert len(taken) > LIMIT
+        async def three() -> int:
+            return sum([await take() for _ in range(3)])
+
+        taken = sum(await asyncio.gather(*(three() for _ in range(CLIENTS))))
+    assert taken == 3 * CLIENTS > LIMIT
 
 
 async def test_what_is_left_and_when_it_comes_back(limiter: Limiter) -> None:
-    one = bucket(limit=3, window_s=60)
+    one = bucket(limit=3, window_s=600)
     said = [(await limiter.take([one]))[0] for _ in range(4)]
     assert [(verdict.allowed, verdict.remaining) for verdict in said] == [(True, 2), (True, 1), (True, 0), (False, 0)]
-    assert {verdict.reset_s for verdict in said} <= {59, 60}
+    assert all(500 < verdict.reset_s <= 600 for verdict in said)
     assert [verdict.retry_after_s for verdict in said[:3]] == [0, 0, 0]
     assert said[3].retry_after_s == said[3].reset_s
 
 
 async def test_room_comes_back_one_request_at_a_time(limiter: Limiter) -> None:
-    one = bucket(limit=2, window_s=1)
-    await limiter.take([one])
-    await asyncio.sleep(0.5)
-    await limiter.take([one])
+    one = bucket(limit=2, window_s=600)
+    for ago_s in (599, 300):
+        await limiter._client.rpush(one.key, str(int((time.time() - ago_s) * 1_000_000)))
 
-    async def taken() -> float | None:
-        return time.monotonic() if (await limiter.take([one]))[0].allowed else None
+    async def taken() -> bool:
+        return (await limiter.take([one]))[0].allowed
 
-    started = time.monotonic()
-    assert await until(taken) - started < 0.9
+    await until(taken)
     assert not (await limiter.take([one]))[0].allowed, "half a window later there was room for one, not for two"
 
 
@@ -131,11 +141,11 @@ async def test_all_buckets_have_room_or_none_is_counted(limiter: Limiter) -> Non
 
 
 async def test_nothing_is_kept_longer_than_its_window(limiter: Limiter) -> None:
-    one = bucket(limit=2, window_s=1)
+    one = bucket(limit=2)
     for _ in range(5):
         await limiter.take([one])
     assert await limiter._client.llen(one.key) == 2
-    assert 0 < await limiter._client.pttl(one.key) <= 1000
+    assert 0 < await limiter._client.pttl(one.key) <= WINDOW_S * 1000
 
 
 async def test_a_clock_that_was_set_back_locks_nobody_out(limiter: Limiter) -> None:
@@ -186,14 +196,14 @@ async def test_a_valkey_that_hangs_costs_its_budget_once_a_second(own_server: Va
             rest_s = time.monotonic() - started - first_s
         finally:
             os.kill(own_server._process.pid, signal.SIGCONT)
-        assert BUDGET_S * 0.9 <= first_s < BUDGET_S + 0.5
-        assert rest_s < 500 * BUDGET_S / 10, "without a breaker each of them would have waited"
+        assert BUDGET_S * 0.9 <= first_s < PATIENT_S, "it was given up"
+        assert rest_s < 500 * BUDGET_S, "without a breaker each of them would have waited"
 
         async def shared() -> bool | None:
             await limiter.take([bucket()])
             return True if limiter._asks_at == 0 else None
 
-        await until(shared, BREAK_S + 5)
+        await until(shared)
 
 
 async def test_a_valkey_that_was_killed_and_started_again_is_used_again(tmp_path: Path) -> None:
@@ -213,7 +223,7 @@ async def test_a_valkey_that_was_killed_and_started_again_is_used_again(tmp_path
                 with_room = await limiter.take([one])
                 return True if limiter._asks_at == 0 and with_room else None
 
-            await until(shared, BREAK_S + 5)
+            await until(shared)
             assert await limiter._client.llen(one.key) == 1
 
 
@@ -221,7 +231,7 @@ def test_local_windows_are_exact_and_few(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(limits, "LOCAL_KEYS_MAX", 100)
     windows = LocalWindows(1)
     one = bucket(limit=3, window_s=60)
-    taken = [now for now in range(600) if windows.take([one], float(now))[0].allowed]
+    taken = [(now, now) for now in range(600) if windows.take([one], float(now))[0].allowed]
     assert most_in_any_window(taken, 60) == 3
     assert len(taken) == 30
     for _ in range(1_000):
