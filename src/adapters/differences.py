@@ -6,6 +6,7 @@ written anything, so no process with a database opens them: they are decoded in 
 """
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -49,11 +50,22 @@ class Measured(Struct, frozen=True):
 
 
 class Meter:
-    """One child, started when first asked. An async context manager: leaving it ends the child."""
+    """One child, started when first asked. An async context manager: leaving it ends the child.
 
-    def __init__(self, *, timeout_s: float = TIMEOUT_S, memory_bytes_max: int = MEMORY_BYTES_MAX) -> None:
+    Args:
+        module, environ: of the child; another one than ours for tests alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        memory_bytes_max: int = MEMORY_BYTES_MAX,
+        module: str = "sightline.adapters.difference_meter",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self._timeout_s = timeout_s
-        self._child = Child("sightline.adapters.difference_meter", memory_bytes_max=memory_bytes_max)
+        self._child = Child(module, memory_bytes_max=memory_bytes_max, environ=environ)
 
     async def __aenter__(self) -> Self:
         return self
@@ -81,6 +93,9 @@ class Meter:
                 answer = msgspec.msgpack.decode(await self._child.receive(), type=Measured)
         except ChildDied as died:
             return Measured(reason=f"comparing them {died.reason}")
+        except msgspec.MsgspecError:
+            await self._child.kill()  # somebody else answers in its place
+            return Measured(reason="comparing them brought an answer that cannot be read")
         except TimeoutError:
             await self._child.kill()
             return Measured(reason=f"not compared within {self._timeout_s:g} s")

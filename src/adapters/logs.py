@@ -18,10 +18,9 @@ from typing import Any
 import structlog
 from structlog.types import EventDict, Processor
 
-from .redaction import TEXT_CHARS_MAX, Redactor
+from .redaction import Redactor
 from .settings import Settings
 
-VALUE_CHARS_MAX = TEXT_CHARS_MAX
 # They tell at `info` what the canonical lines tell better.
 QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "aiobotocore", "botocore", "alembic", "asyncio")
 

@@ -32,7 +32,6 @@ _NAMES = (
     r"|(?:sealing|private|signing|access|session|digest)[_-]?key)"
 )
 _NAMED = re.compile(_NAMES + r"|^(?:e?mail|email_address|full_name)$", re.IGNORECASE)
-_BYTES = re.compile(r"^b(?=['\"])")
 
 # One of them stands in whatever the shapes below would find; looking for them first keeps most lines cheap.
 _HINTS = (

@@ -103,6 +103,17 @@ class Caller(Struct, frozen=True, kw_only=True):
     grant: Grant | None = None
     credential: Credential | None = None
 
+    @classmethod
+    def of_itself(cls, actor: str, *, now: datetime, command_id: UUID, correlation_id: str) -> "Caller":
+        """The service, or whoever runs it: no request led to this, and no event; the command is its own cause."""
+        return cls(
+            actor=actor,
+            now=now,
+            command_id=command_id,
+            correlation_id=correlation_id,
+            causation_id=f"command:{command_id}",
+        )
+
 
 class Aggregate(Struct, Generic[S], frozen=True):
     """One noun's way from events to state; each aggregate file ends its evolve section with one of these.

@@ -76,6 +76,20 @@ def apply(row: ComparisonRow | None, event: Any, at: Recorded) -> ComparisonRow:
 COMPARISONS = ReadModel("comparisons", 1, frozenset({"comparison"}), ComparisonRow, apply)
 
 
+class Due(Struct, frozen=True):
+    """A comparison that can be judged; `position` is that of its last event."""
+
+    comparison_id: UUID
+    position: int
+
+
+class State(Struct, frozen=True):
+    """How far a comparison is."""
+
+    comparison_id: UUID
+    status: str
+
+
 class Progress(Struct, frozen=True):
     """How many comparisons of a sample are in a state."""
 
@@ -92,9 +106,14 @@ PAGE = sql.SQL(
 )
 # Of those that run, the ones whose second job is over.
 DUE = sql.SQL(
-    "SELECT to_json(c) FROM comparisons AS c JOIN jobs AS j ON j.job_id = c.rerun_job WHERE c.status = 'running'"
+    "SELECT json_build_object('comparison_id', c.comparison_id, 'position', c.position)"
+    " FROM comparisons AS c JOIN jobs AS j ON j.job_id = c.rerun_job WHERE c.status = 'running'"
     " AND j.status IN ('completed', 'failed', 'cancelled', 'expired', 'deleted')"
-    " ORDER BY j.finished_at LIMIT %(limit)s"
+    " AND c.comparison_id <> ALL (%(resting)s::uuid[]) ORDER BY j.finished_at LIMIT %(limit)s"
+)
+STATES = sql.SQL(
+    "SELECT json_build_object('comparison_id', comparison_id, 'status', status) FROM comparisons"
+    " WHERE comparison_id = ANY (%(ids)s::uuid[])"
 )
 OF_IDS = sql.SQL("SELECT to_json(c) FROM comparisons AS c WHERE comparison_id = ANY (%(ids)s::uuid[])")
 PROGRESS = sql.SQL(
@@ -117,9 +136,14 @@ async def page(
     return await reads.fetch(ComparisonRow, PAGE, values)
 
 
-async def due(reads: ReadModels, *, limit: int) -> list[ComparisonRow]:
-    """Comparisons that can be judged: their second job is over."""
-    return (await reads.fetch(ComparisonRow, DUE, {"limit": limit})).rows
+async def due(reads: ReadModels, *, resting: Sequence[UUID] = (), limit: int) -> list[Due]:
+    """Comparisons that can be judged, their second job being over; those that are `resting` aside."""
+    return (await reads.fetch(Due, DUE, {"resting": list(resting), "limit": limit})).rows
+
+
+async def states(reads: ReadModels, ids: Sequence[UUID]) -> dict[UUID, str]:
+    """The status of those of `ids` that were started."""
+    return {row.comparison_id: row.status for row in (await reads.fetch(State, STATES, {"ids": list(ids)})).rows}
 
 
 async def of_ids(reads: ReadModels, ids: Sequence[UUID]) -> list[ComparisonRow]:

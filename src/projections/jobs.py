@@ -156,6 +156,17 @@ class Waiting(Struct, frozen=True):
     since: datetime
 
 
+class Running(Struct, frozen=True):
+    """A job that somebody holds."""
+
+    job_id: UUID
+    attempt: int
+    worker: str
+    position: int
+    started_at: datetime
+    timeout_s: int
+
+
 class Count(Struct, frozen=True):
     """How many jobs of a kind are in a state."""
 
@@ -193,10 +204,15 @@ COUNT = sql.SQL(
     "SELECT json_build_object('kind', kind, 'status', status, 'jobs', count(*)) FROM jobs"
     " WHERE status <> 'deleted' AND (%(owner)s::text IS NULL OR owner = %(owner)s) GROUP BY kind, status"
 )
+# When a job that waits may start, and whether it may now. What has no `not_before` is due whenever it was made: the
+# clock may have been set back since. Wherever what waits is counted or offered, it is by these.
+TIMES = {
+    "since": sql.SQL("coalesce(not_before, created_at)"),
+    "due": sql.SQL("(not_before IS NULL OR not_before <= %(now)s)"),
+}
 LINES_MAX = 1_000  # of a kind that are looked at: what one principal has waiting of one priority is a line
 # Each kind by itself and each line by itself, so that a long one hides no other. Lines are found by leaps over the
-# index jobs_v1_lines, not by reading all that waits; they share the limit. What has no `not_before` is due whenever it
-# was made: the clock may have been set back since.
+# index jobs_v1_lines, not by reading all that waits; they share the limit.
 WAITING = sql.SQL(
     "WITH RECURSIVE lines AS ("
     "  SELECT k.kind, first.owner, first.priority, 1 AS number FROM unnest(%(kinds)s::text[]) AS k (kind), LATERAL ("
@@ -210,19 +226,32 @@ WAITING = sql.SQL(
     "), shares AS ("
     "  SELECT kind, owner, priority, greatest(%(limit)s / count(*) OVER (PARTITION BY kind), 1) AS share FROM lines"
     ") SELECT to_json(j) FROM shares AS s, LATERAL ("
-    "  SELECT job_id, kind, owner, priority, coalesce(not_before, created_at) AS since FROM jobs"
+    "  SELECT job_id, kind, owner, priority, {since} AS since FROM jobs"
     "  WHERE kind = s.kind AND owner = s.owner AND priority = s.priority AND status = 'pending'"
-    "  AND (not_before IS NULL OR not_before <= %(now)s) ORDER BY coalesce(not_before, created_at) LIMIT s.share"
+    "  AND {due} ORDER BY {since} LIMIT s.share"
     ") AS j"
+).format(**TIMES)
+# Who holds a lease now, by the database's clock. A lease that ends later than any can was taken before that clock was
+# set back: its worker, if it lives, is about to renew it.
+LIVE_WORKERS = sql.SQL(
+    "SELECT worker FROM worker_leases WHERE expires_at > clock_timestamp()"
+    " AND expires_at < clock_timestamp() + interval '10 minutes'"
 )
-RUNNING = sql.SQL("SELECT to_json(j) FROM jobs AS j WHERE status = 'processing' ORDER BY started_at LIMIT %(limit)s")
+_RUNNING = sql.SQL(
+    "SELECT to_json(r) FROM (SELECT job_id, attempt, worker, position, started_at, timeout_s FROM jobs"
+    " WHERE status = 'processing' AND worker IS NOT NULL AND started_at IS NOT NULL"
+)
+RUNNING = _RUNNING + sql.SQL(" ORDER BY started_at + make_interval(secs => timeout_s) LIMIT %(limit)s) AS r")
+# Of one snapshot: a lease is taken before the first job that is held under it.
+LOST = (
+    _RUNNING + sql.SQL(" AND worker NOT IN (") + LIVE_WORKERS + sql.SQL(") ORDER BY started_at LIMIT %(limit)s) AS r")
+)
 DEPTHS = sql.SQL(
     "SELECT json_build_object('kind', kind, 'running', count(*) FILTER (WHERE status = 'processing'),"
-    " 'waiting', count(*) FILTER (WHERE status = 'pending' AND since <= %(now)s), 'oldest_s',"
-    " coalesce(extract(epoch FROM %(now)s - min(since) FILTER (WHERE status = 'pending' AND since <= %(now)s)), 0))"
-    " FROM jobs, LATERAL (SELECT coalesce(not_before, created_at) AS since) AS s"
-    " WHERE status IN ('pending', 'processing') GROUP BY kind"
-)
+    " 'waiting', count(*) FILTER (WHERE status = 'pending' AND {due}), 'oldest_s', coalesce(extract(epoch FROM"
+    " %(now)s - min(least({since}, %(now)s)) FILTER (WHERE status = 'pending' AND {due})), 0))"
+    " FROM jobs WHERE status IN ('pending', 'processing') GROUP BY kind"
+).format(**TIMES)
 PENDING_OF_SESSIONS = sql.SQL(
     "SELECT to_json(j) FROM jobs AS j JOIN sessions AS s USING (session_id)"
     " WHERE j.status = 'pending' AND s.status = 'expired' LIMIT %(limit)s"
@@ -262,9 +291,14 @@ async def waiting(reads: ReadModels, *, kinds: Sequence[str], now: datetime, lim
     return (await reads.fetch(Waiting, WAITING, values)).rows
 
 
-async def running(reads: ReadModels, *, limit: int) -> list[JobRow]:
-    """Jobs that somebody holds, longest first, for leases and timeouts to be judged."""
-    return (await reads.fetch(JobRow, RUNNING, {"limit": limit})).rows
+async def running(reads: ReadModels, *, limit: int) -> list[Running]:
+    """Jobs that somebody holds, those first whose time is over first."""
+    return (await reads.fetch(Running, RUNNING, {"limit": limit})).rows
+
+
+async def lost(reads: ReadModels, *, limit: int) -> list[Running]:
+    """Jobs whose worker has no lease any more, longest first."""
+    return (await reads.fetch(Running, LOST, {"limit": limit})).rows
 
 
 async def depths(reads: ReadModels, *, now: datetime) -> list[Depth]:

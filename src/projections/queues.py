@@ -11,6 +11,7 @@ from psycopg import sql
 
 from ..adapters.event_store.codec import Recorded
 from ..domain import queues
+from .jobs import TIMES
 from .projection import Page, ReadModel, ReadModels
 
 RECENT_JOBS = 500  # ended last, of which times are told
@@ -89,7 +90,7 @@ FIGURES = sql.SQL(
     " FROM unnest(%(kinds)s::text[]) AS k (kind) LEFT JOIN queues AS q USING (kind), LATERAL ("
     "  SELECT count(*) FILTER (WHERE due) AS pending, count(*) FILTER (WHERE NOT due) AS scheduled,"
     "   extract(epoch FROM %(now)s - min(least(since, %(now)s)) FILTER (WHERE due))::float8 AS oldest_s"
-    "  FROM (SELECT coalesce(not_before, created_at) AS since, coalesce(not_before <= %(now)s, true) AS due"
+    "  FROM (SELECT {since} AS since, {due} AS due"
     "   FROM jobs WHERE kind = k.kind AND status = 'pending') AS w"
     " ) AS waiting, LATERAL ("
     "  SELECT count(*) AS running, count(*) FILTER (WHERE started_at > %(now)s - interval '1 minute') AS begun"
@@ -99,12 +100,12 @@ FIGURES = sql.SQL(
     "   percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY wait_s) FILTER (WHERE recent) AS wait_s,"
     "   percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY run_s) FILTER (WHERE recent) AS run_s"
     "  FROM (SELECT started_at, row_number() OVER (ORDER BY finished_at DESC) <= %(recent)s AS recent,"
-    "    greatest(extract(epoch FROM started_at - coalesce(not_before, created_at)), 0)::float8 AS wait_s,"
+    "    greatest(extract(epoch FROM started_at - {since}), 0)::float8 AS wait_s,"
     "    extract(epoch FROM finished_at - started_at)::float8 AS run_s"
     "   FROM jobs WHERE kind = k.kind AND status IN ('completed', 'failed') AND started_at IS NOT NULL"
     "   ORDER BY finished_at DESC LIMIT %(ended)s) AS e"
     " ) AS ended ORDER BY k.kind) AS f"
-)
+).format(**TIMES)
 ENDED_MAX = 20_000  # of the last minute, that are looked at
 
 PAUSED = sql.SQL("SELECT to_json(q) FROM queues AS q WHERE paused")

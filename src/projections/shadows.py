@@ -98,7 +98,10 @@ PAGE = sql.SQL(
     " WHERE (%(model_id)s::uuid IS NULL OR model_version_id = %(model_id)s)"
     " AND (%(after)s::uuid IS NULL OR shadow_id > %(after)s) ORDER BY shadow_id LIMIT %(limit)s"
 )
-RUNNING = sql.SQL("SELECT to_json(s) FROM shadows AS s WHERE status = 'running' ORDER BY created_at LIMIT %(limit)s")
+RUNNING = sql.SQL(
+    "SELECT to_json(s) FROM shadows AS s WHERE status = 'running'"
+    " AND shadow_id <> ALL (%(resting)s::uuid[]) ORDER BY created_at LIMIT %(limit)s"
+)
 LAST_OF_MODELS = sql.SQL(
     "SELECT to_json(s) FROM (SELECT DISTINCT ON (model_version_id) * FROM shadows"
     " WHERE model_version_id = ANY (%(ids)s::uuid[]) AND status = 'judged'"
@@ -120,9 +123,9 @@ async def page(reads: ReadModels, *, model_id: UUID | None = None, after: UUID |
     return await reads.fetch(ShadowRow, PAGE, {"model_id": model_id, "after": after, "limit": limit})
 
 
-async def running(reads: ReadModels, *, limit: int) -> list[ShadowRow]:
-    """Shadows that are not judged yet, oldest first."""
-    return (await reads.fetch(ShadowRow, RUNNING, {"limit": limit})).rows
+async def running(reads: ReadModels, *, resting: Sequence[UUID] = (), limit: int) -> list[ShadowRow]:
+    """Shadows that are not judged yet, oldest first; those that are `resting` aside."""
+    return (await reads.fetch(ShadowRow, RUNNING, {"resting": list(resting), "limit": limit})).rows
 
 
 async def last_of_models(reads: ReadModels, model_ids: Sequence[UUID]) -> dict[UUID, ShadowRow]:

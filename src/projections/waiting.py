@@ -12,20 +12,13 @@ from msgspec import Struct
 from psycopg import sql
 
 from ..adapters.hints import PRIORITY_STEP
-from .jobs import JobRow
+from .jobs import LIVE_WORKERS, TIMES, JobRow
 from .projection import ReadModels
 
 PACE_MINUTES = 10
 PACE_JOBS_MAX = 1_000
 GAPS_MIN = 5  # below it chance says more than the pace
 SIGMAS_OF_P90 = 1.2816  # of a normal distribution
-
-# Who holds a lease now, by the database's clock. A lease that ends later than any can was taken before that clock was
-# set back: its worker, if it lives, is about to renew it.
-LIVE_WORKERS = (
-    "SELECT worker FROM worker_leases WHERE expires_at > clock_timestamp()"
-    " AND expires_at < clock_timestamp() + interval '10 minutes'"
-)
 
 
 class Line(Struct, frozen=True):
@@ -75,10 +68,10 @@ class _Counter(Struct, frozen=True):
 
 LINES = sql.SQL(
     "SELECT to_json(l) FROM (SELECT priority, owner = %(owner)s AND priority = %(priority)s AS own, count(*) AS jobs,"
-    " count(*) FILTER (WHERE (coalesce(not_before, created_at), job_id) < (%(since)s, %(job_id)s::uuid)) AS before"
-    " FROM jobs WHERE kind = %(kind)s AND status = 'pending' AND (not_before IS NULL OR not_before <= %(now)s)"
+    " count(*) FILTER (WHERE ({since}, job_id) < (%(since)s, %(job_id)s::uuid)) AS before"
+    " FROM jobs WHERE kind = %(kind)s AND status = 'pending' AND {due}"
     " GROUP BY owner, priority) AS l"
-)
+).format(**TIMES)
 PACE = sql.SQL(
     "SELECT to_json(p) FROM (SELECT count(*) FILTER (WHERE waited) AS gaps,"
     " avg(gap_s) FILTER (WHERE waited) AS gap_s, stddev_samp(gap_s) FILTER (WHERE waited) AS gap_sd_s,"
@@ -87,12 +80,12 @@ PACE = sql.SQL(
     " FROM (SELECT extract(epoch FROM started_at - lag(started_at) OVER starts)::float8 AS gap_s,"
     "  due <= lag(started_at) OVER starts AS waited,"
     "  greatest(extract(epoch FROM started_at - due), 0)::float8 AS wait_s"
-    "  FROM (SELECT started_at, coalesce(not_before, created_at) AS due FROM jobs WHERE kind = %(kind)s"
+    "  FROM (SELECT started_at, {since} AS due FROM jobs WHERE kind = %(kind)s"
     "   AND status IN ('completed', 'failed') AND started_at IS NOT NULL"
     "   AND finished_at > %(now)s - make_interval(mins => %(minutes)s)"
     "   ORDER BY finished_at DESC LIMIT %(jobs)s) AS ended WINDOW starts AS (ORDER BY started_at)) AS s) AS p"
-)
-WORKERS = sql.SQL("SELECT json_build_object('number', count(*)) FROM (") + sql.SQL(LIVE_WORKERS) + sql.SQL(") AS w")
+).format(**TIMES)
+WORKERS = sql.SQL("SELECT json_build_object('number', count(*)) FROM (") + LIVE_WORKERS + sql.SQL(") AS w")
 COUNTERS = sql.SQL(
     "SELECT json_build_object('key', k.key, 'value', last.value) FROM unnest(%(keys)s::text[]) AS k (key), LATERAL ("
     "SELECT value FROM guards WHERE key = k.key ORDER BY move DESC LIMIT 1) AS last"

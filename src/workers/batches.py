@@ -2,25 +2,21 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
 
-import structlog
-
 from ..commands import batches as commands
-from ..commands.transact import C, Handler, S
 from ..domain import jobs
-from ..domain.kernel import Caller, Rejection, derived_id
+from ..domain.kernel import Caller, derived_id
 from ..projections import batches
 from ..projections.batches import CancelledJob
-from .lifecycle import Services
+from .lifecycle import Services, say_due
 
 CANCELLED_PER_TICK_MAX = 2_000  # jobs; so many take most of a second, for which the clock's other duties wait
 COMPLETED_PER_TICK_MAX = 200  # batches
 AT_ONCE = 200  # commands on their way together, which the log takes in one append
 ACTOR = "clock"
-
-log = structlog.get_logger(__name__)
 
 
 class Batches:
@@ -39,13 +35,18 @@ class Batches:
             await self._cancel(found[start : start + AT_ONCE], moment)
 
     async def _cancel(self, found: Sequence[CancelledJob], moment: datetime) -> None:
-        await self._services.commands.fold_streams(jobs.AGGREGATE, [one.job_id for one in found])
-        async with asyncio.TaskGroup() as saying:
-            for one in found:
-                command = commands.CancelJobOfBatch(batch_id=one.batch_id, job_id=one.job_id)
-                command_id = derived_id(ACTOR, commands.cancel_job_of_batch.__name__, one.job_id, one.version)
-                caller = _caller(moment, command_id, one.batch_id, one.position)
-                saying.create_task(self._say(commands.cancel_job_of_batch, command, caller))
+        with suppress(Exception):  # it only saves reads: each reads its own stream then, and says what is wrong with it
+            await self._services.commands.fold_streams(jobs.AGGREGATE, [one.job_id for one in found])
+        said = await asyncio.gather(*(self._cancel_one(one, moment) for one in found), return_exceptions=True)
+        for error in said:
+            if isinstance(error, BaseException):
+                raise error  # alone, as whoever calls duties knows it: it is the same for all of them
+
+    async def _cancel_one(self, one: CancelledJob, moment: datetime) -> None:
+        command = commands.CancelJobOfBatch(batch_id=one.batch_id, job_id=one.job_id)
+        command_id = derived_id(ACTOR, commands.cancel_job_of_batch.__name__, one.job_id, one.version)
+        caller = _caller(moment, command_id, one.batch_id, one.position)
+        await say_due(self._services, commands.cancel_job_of_batch, command, caller)
 
     async def complete_batches(self, moment: datetime) -> None:
         """Say what batches came to whose jobs have all ended; once, whoever says it."""
@@ -53,14 +54,8 @@ class Batches:
             batch_id = one.batch.batch_id
             command = commands.CompleteBatch(batch_id=batch_id, counts=one.counts)
             command_id = derived_id(ACTOR, commands.complete_batch.__name__, batch_id)
-            await self._say(commands.complete_batch, command, _caller(moment, command_id, batch_id, one.position))
-
-    async def _say(self, handler: Handler[C, S], command: C, caller: Caller) -> None:
-        try:
-            await self._services.commands.execute(handler, command, caller)
-        except Rejection as rejection:
-            # The read model was behind: the job ended by itself, or the batch was over.
-            log.debug("duty_was_done", duty=handler.__name__, subject=caller.correlation_id, code=rejection.code)
+            caller = _caller(moment, command_id, batch_id, one.position)
+            await say_due(self._services, commands.complete_batch, command, caller)
 
 
 def _caller(moment: datetime, command_id: UUID, batch_id: UUID, position: int) -> Caller:

@@ -23,13 +23,12 @@ from ..domain import retries
 from ..domain.kernel import Caller, Rejection, derived_id
 from ..domain.kinds import KINDS
 from ..projections import jobs, queues, sessions
-from ..projections.jobs import JobRow
-from ..projections.waiting import LIVE_WORKERS
+from ..projections.jobs import Running
 from . import comparisons, watchdog
 from .batches import Batches
 from .janitor import Janitor
 from .leases import PRUNE
-from .lifecycle import Services, now, pause
+from .lifecycle import Services, now, pause, say_due
 
 TICK_S = 1.0
 PER_TICK_MAX = 1_000
@@ -59,6 +58,9 @@ async def _tick(services: Services, stopping: asyncio.Event) -> None:
                 await duty(now())
             except (psycopg.Error, RedisError, Rejection) as error:
                 log.warning("duty_failed", duty=duty.__name__, error=repr(error))
+            except Exception as error:
+                # Of whatever one duty dies, leases and timeouts are judged on: they are what the jobs rest on.
+                log.exception("duty_broke", duty=duty.__name__, error=repr(error))
         await pause(stopping, TICK_S)
 
 
@@ -93,19 +95,14 @@ class Clock:
 
     async def reap_leases(self, moment: datetime) -> None:
         """Jobs held by a worker that has no lease any more go to another attempt."""
-        running = await jobs.running(self._services.reads, limit=PER_TICK_MAX)
-        if not running:
-            return
+        for row in await jobs.lost(self._services.reads, limit=PER_TICK_MAX):
+            log.warning("lease_expired", job_id=str(row.job_id), attempt=row.attempt, worker=row.worker)
+            lost = attempt_commands.LoseLease(
+                job_id=row.job_id, attempt=row.attempt, worker=row.worker, retry_delay_s=self._delay_s(row)
+            )
+            await self._say(moment, attempt_commands.lose_lease, lost, row.job_id, row.attempt, row.position)
         async with self._services.store.pool.connection() as connection:
-            live = {worker for (worker,) in await (await connection.execute(LIVE_WORKERS)).fetchall()}
             await connection.execute(PRUNE)
-        for row in running:
-            if row.worker is not None and row.worker not in live:
-                log.warning("lease_expired", job_id=str(row.job_id), attempt=row.attempt, worker=row.worker)
-                lost = attempt_commands.LoseLease(
-                    job_id=row.job_id, attempt=row.attempt, worker=row.worker, retry_delay_s=self._delay_s(row)
-                )
-                await self._say(moment, attempt_commands.lose_lease, lost, row.job_id, row.attempt, row.position)
 
     async def time_out_jobs(self, moment: datetime) -> None:
         """Jobs whose worker lives and yet let them overrun: by the time that passed, not by a clock that was set."""
@@ -114,8 +111,6 @@ class Clock:
         seen = self._leads_s
         self._leads_s = {(row.job_id, row.attempt): seen.get((row.job_id, row.attempt), lead_s) for row in running}
         for row in running:
-            if row.started_at is None or row.worker is None:
-                continue
             set_s = lead_s - self._leads_s[row.job_id, row.attempt]
             due = moment - timedelta(seconds=set_s) if abs(set_s) > CLOCK_SET_S else moment
             if due > row.started_at + timedelta(seconds=row.timeout_s + TIMEOUT_GRACE_S):
@@ -143,14 +138,14 @@ class Clock:
     async def watch_analysts(self, moment: datetime) -> None:
         await watchdog.watch(self._services, moment)
 
-    def _delay_s(self, row: JobRow) -> float:
+    def _delay_s(self, row: Running) -> float:
         base_s = self._services.settings.job_retry_base_s
         return retries.retry_delay_s("lease_expired", max(row.attempt, 1), base_s, 1.0)
 
     async def _say(
         self, moment: datetime, handler: Handler[C, S], command: C, subject: UUID, state: int, position: int
     ) -> None:
-        """Execute; `state` (a version or an attempt) makes the same duty about a later state another command.
+        """`state` (a version or an attempt) makes the same duty about a later state another command.
 
         `moment` is when the duty was found due: decided at another time, it might say nothing, and its receipt would
         silence every repeat.
@@ -163,8 +158,4 @@ class Clock:
             correlation_id=str(subject),
             causation_id=f"event:{position}",
         )
-        try:
-            await self._services.commands.execute(handler, command, caller)
-        except Rejection as rejection:
-            # The read model was behind: what was due is done, or no longer so.
-            log.debug("duty_was_done", duty=handler.__name__, subject=str(subject), code=rejection.code)
+        await say_due(self._services, handler, command, caller)

@@ -1,8 +1,9 @@
 """The comparer: follows jobs that were run again, says how their outputs lie to those of before, and judges shadows.
 
-It runs beside the clock. Nothing of it is kept between two steps: what is due is asked of the read models, and every
-command has an id that follows from what it is about, so that a kill between a job's end and its verdict costs a repeat
-and never a second verdict.
+It runs beside the clock. Of its work nothing is kept between two steps: what is due is asked of the read models, and
+every command has an id that follows from what it is about, so that a kill between a job's end and its verdict costs a
+repeat and never a second verdict. What is kept is patience: a comparison that cannot be made now is left alone for a
+while, the others have their turn, and after TRIES_MAX tries that is its verdict.
 """
 
 import asyncio
@@ -17,26 +18,29 @@ import msgspec
 import psycopg
 import structlog
 
-from ..adapters.child import ChildDied
 from ..adapters.differences import FILE_BYTES_MAX, Meter
-from ..adapters.objects.port import ObjectDamaged, ObjectMissing, ObjectStoreError
+from ..adapters.event_store.writer import StoreBusy, StoreUnavailable
+from ..adapters.objects.port import ObjectDamaged, ObjectMissing
 from ..commands import comparisons as commands
 from ..commands import shadows as shadow_commands
 from ..commands.transact import C, Handler, S
 from ..domain import comparisons, jobs, shadows
 from ..domain.comparisons import MANIFEST, REASON_CHARS_MAX, ComparisonStarted, Difference, Ran
 from ..domain.jobs import Artifact, Job, JobCompleted
-from ..domain.kernel import Rejection, derived_id, storable
+from ..domain.kernel import Caller, Rejection, derived_id, storable
 from ..domain.shadows import Result
 from ..projections import comparisons as projection
 from ..projections import shadows as shadow_projection
-from ..projections.comparisons import ComparisonRow
+from ..projections.comparisons import ComparisonRow, Due
 from ..projections.shadows import ShadowRow
-from .lifecycle import Services, caller, pause
+from .lifecycle import Services, caller, pause, say_due
+from .patience import Patience
 
 ACTOR = "comparer"
 PAUSE_S = 1.0
 PER_STEP_MAX = 20
+REST_S = (1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 3_600.0, 3_600.0, 3_600.0)  # an object store may be away for hours
+TRIES_MAX = len(REST_S) + 1
 SHADOWS_MAX = 10  # followed at once; the others wait for these
 IN_FLIGHT_MAX = 8  # jobs of one shadow that wait or run: a queue of their own behind everybody else's
 MEASURES: dict[str, comparisons.Measure] = {"image/png": "picture", "application/json": "numbers"}
@@ -55,8 +59,10 @@ async def run(services: Services, stopping: asyncio.Event) -> None:
         try:
             if await comparer.step():
                 continue
-        except (psycopg.Error, Rejection) as error:
+        except (psycopg.Error, StoreBusy, StoreUnavailable) as error:
             log.warning("comparing_failed", error=repr(error))
+        except Exception:  # the clock beside it would end as well
+            log.exception("comparing_broke")
         await pause(stopping, PAUSE_S)
 
 
@@ -69,21 +75,54 @@ class Comparer:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._patience = Patience(REST_S)
 
     async def step(self) -> int:
-        """Judge what is due, submit what shadows still want; how many comparisons were judged."""
+        """Judge what is due, submit what shadows still want; how many comparisons were judged.
+
+        Raises:
+            StoreBusy, StoreUnavailable, psycopg.Error: nothing can be asked or said now, whatever it is about.
+        """
         judged = 0
+        reads, resting = self._services.reads, self._patience.resting()
         async with Meter() as meter:
-            for row in await projection.due(self._services.reads, limit=PER_STEP_MAX):
-                try:
-                    judged += await self._judge(row, meter)
-                except (Rejection, ObjectStoreError, ChildDied, TimeoutError, OSError) as error:
-                    log.warning("not_compared_now", comparison_id=str(row.comparison_id), error=repr(error))
-        for shadow in await shadow_projection.running(self._services.reads, limit=SHADOWS_MAX):
-            await self._advance(shadow)
+            for due in await projection.due(reads, resting=resting, limit=PER_STEP_MAX):
+                judged += await self._tried(due, meter)
+        for shadow in await shadow_projection.running(reads, resting=resting, limit=SHADOWS_MAX):
+            try:
+                await self._advance(shadow)
+            except (psycopg.Error, StoreBusy, StoreUnavailable):
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever it is, the other shadows go on
+                tries = self._patience.failed(shadow.shadow_id)
+                log.warning("shadow_not_advanced", shadow_id=str(shadow.shadow_id), tries=tries, error=repr(error))
+            else:
+                self._patience.forget(shadow.shadow_id)
         return judged
 
-    async def _judge(self, row: ComparisonRow, meter: Meter) -> bool:
+    async def _tried(self, due: Due, meter: Meter) -> bool:
+        """_judge(); what hinders it is this comparison's alone, and is its verdict in the end."""
+        comparison_id = due.comparison_id
+        try:
+            judged = await self._judge(due, meter)
+        except (psycopg.Error, StoreBusy, StoreUnavailable):
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, the other comparisons go on
+            tries = self._patience.failed(comparison_id)
+            log.warning("not_compared_now", comparison_id=str(comparison_id), tries=tries, error=repr(error))
+            if tries >= TRIES_MAX:
+                # Its code or its class alone: what it says may name our own parts, and a verdict is for anybody.
+                why = getattr(error, "code", type(error).__name__)
+                give_up = commands.GiveUpComparison(
+                    comparison_id=comparison_id, reason=f"not compared in {tries} tries: {why}"
+                )
+                by = self._caller(commands.give_up_comparison, comparison_id, due.position)
+                await say_due(self._services, commands.give_up_comparison, give_up, by)
+            return False
+        self._patience.forget(comparison_id)
+        return judged
+
+    async def _judge(self, row: Due, meter: Meter) -> bool:
         """Whether there was anything left to say: read models may be behind."""
         comparison, _, _ = await self._services.commands.state(comparisons.AGGREGATE, row.comparison_id, read_tail=True)
         if comparison.judged is not None or comparison.started is None:
@@ -97,7 +136,7 @@ class Comparer:
             await self._say(commands.judge_comparison, judged, row.comparison_id, row.position)
         return True
 
-    async def _compared(self, row: ComparisonRow, started: ComparisonStarted, meter: Meter) -> commands.JudgeComparison:
+    async def _compared(self, row: Due, started: ComparisonStarted, meter: Meter) -> commands.JudgeComparison:
         """
         Raises:
             Unmade: one of the two has no outputs, or not any more.
@@ -161,13 +200,14 @@ class Comparer:
         """Submit more of its jobs, as far as it may have them; judge it once all of them were."""
         candidate = shadow.model_version_id
         wanted = {comparisons.shadow_comparison_id(candidate, of_job): of_job for of_job in shadow.sample}
-        known = {row.comparison_id: row for row in await projection.of_ids(self._services.reads, list(wanted))}
-        if len(known) == len(wanted) and all(row.status == "judged" for row in known.values()):
-            results = tuple(_of(known[one], shadow.tolerance) for one in wanted)
+        known = await projection.states(self._services.reads, list(wanted))
+        if len(known) == len(wanted) and all(status == "judged" for status in known.values()):
+            rows = {row.comparison_id: row for row in await projection.of_ids(self._services.reads, list(wanted))}
+            results = tuple(_of(rows[one], shadow.tolerance) for one in wanted)
             judge = shadow_commands.JudgeShadow(shadow_id=shadow.shadow_id, results=results)
             await self._say(shadow_commands.judge_shadow, judge, shadow.shadow_id, shadow.position)
             return
-        room = IN_FLIGHT_MAX - sum(row.status == "running" for row in known.values())
+        room = IN_FLIGHT_MAX - sum(status == "running" for status in known.values())
         missing = [(one, of_job) for one, of_job in wanted.items() if one not in known]
         for comparison_id, of_job in missing[: max(room, 0)]:
             if not await self._submit(shadow, comparison_id, of_job):
@@ -204,8 +244,11 @@ class Comparer:
     async def _say(
         self, handler: Handler[C, S], command: C, subject: UUID, position: int, *, actor: str = ACTOR
     ) -> None:
-        by = caller(actor, derived_id(ACTOR, handler.__name__, subject), correlation_id=str(subject), cause=position)
-        await self._services.commands.execute(handler, command, by)
+        await self._services.commands.execute(handler, command, self._caller(handler, subject, position, actor=actor))
+
+    def _caller(self, handler: Handler[C, S], subject: UUID, position: int, *, actor: str = ACTOR) -> Caller:
+        command_id = derived_id(ACTOR, handler.__name__, subject)
+        return caller(actor, command_id, correlation_id=str(subject), cause=position)
 
 
 def manifests_apart(first: JobCompleted, second: JobCompleted, unsaid: Sequence[str]) -> Difference:

@@ -25,9 +25,9 @@ from ..adapters.egress_rules import UrlRefused
 from ..adapters.standard_webhooks import CallbackSigner
 from ..commands import webhooks as commands
 from ..domain import webhooks
-from ..domain.kernel import Rejection, derived_id
-from ..domain.webhooks import Webhook
+from ..domain.kernel import derived_id
 from .lifecycle import Services, caller, now
+from .patience import Patience
 
 ACTOR = "webhooks"
 DRAIN_S = 5.0  # less than a supervisor waits
@@ -38,19 +38,25 @@ ANSWER_CHARS_MAX = 1_024
 KEPT_DAYS = 30
 PRUNED_AT_ONCE = 5_000
 PRUNE_EVERY_S = 600.0
+PRUNE_ON_S = 5.0  # where there was more to prune than that
+REST_S = (1.0, 5.0, 30.0, 300.0)
 GONE = 410
+NOT_MADE = "not_made"  # the fault is ours, and nothing was asked
 
-# Each host by itself, so that a long queue for one hides no other: its index is skipped from host to host.
+# Each host by itself, so that a long queue for one hides no other: its index is skipped from host to host. Places go
+# to the eldest of each host, then to each one's next: in the index's order the alphabet's first would have them all.
 DUE: LiteralString = (
     "WITH RECURSIVE hosts (host) AS ("
     "  (SELECT host FROM webhook_deliveries WHERE status = 'pending' ORDER BY host LIMIT 1)"
     "  UNION ALL SELECT (SELECT d.host FROM webhook_deliveries AS d WHERE d.status = 'pending' AND d.host > h.host"
     "   ORDER BY d.host LIMIT 1) FROM hosts AS h WHERE h.host IS NOT NULL"
-    ") SELECT d.* FROM hosts AS h, LATERAL ("
-    "  SELECT delivery_id, webhook_id, url, host, message_id, type, body, event_position, attempts_made, tries_left"
-    "  FROM webhook_deliveries WHERE status = 'pending' AND host = h.host AND next_attempt_at <= clock_timestamp()"
-    "  AND delivery_id <> ALL (%(under_way)s) ORDER BY next_attempt_at LIMIT %(per_host)s"
-    ") AS d WHERE h.host IS NOT NULL AND (h.host = ANY (%(failing)s)) = %(lane)s LIMIT %(limit)s"
+    ") SELECT d.delivery_id, d.webhook_id, d.url, d.host, d.message_id, d.type, d.body, d.event_position,"
+    " d.attempts_made, d.tries_left FROM hosts AS h, LATERAL ("
+    "  SELECT *, row_number() OVER (ORDER BY next_attempt_at) AS turn FROM webhook_deliveries"
+    "  WHERE status = 'pending' AND host = h.host AND next_attempt_at <= clock_timestamp()"
+    "  AND delivery_id <> ALL (%(not_now)s) ORDER BY next_attempt_at LIMIT %(per_host)s"
+    ") AS d WHERE h.host IS NOT NULL AND (h.host = ANY (%(failing)s)) = %(lane)s"
+    " ORDER BY d.turn, d.next_attempt_at LIMIT %(limit)s"
 )
 ATTEMPTED: LiteralString = (
     "INSERT INTO webhook_attempts (delivery_id, number, started_at, duration_ms, status_code, error, answer)"
@@ -135,7 +141,8 @@ class Dispatcher:
         self._of_host: Counter[str] = Counter()
         self._lanes: Counter[bool] = Counter()  # attempts under way, by whether their host was failing
         self._failing: OrderedDict[str, None] = OrderedDict()
-        self._pruned_at = 0.0
+        self._patience = Patience(REST_S)  # with attempts that could not be marked: they were made
+        self._prune_at = 0.0
         self.freed = False
 
     async def __aenter__(self) -> Self:
@@ -166,7 +173,7 @@ class Dispatcher:
 
     async def _due(self, *, failing: bool, limit: int, per_host: int) -> Sequence[Due]:
         values = {
-            "under_way": list(self._under_way),
+            "not_now": [*self._under_way, *self._patience.resting()],
             "failing": list(self._failing),
             "lane": failing,
             "per_host": per_host,
@@ -175,7 +182,6 @@ class Dispatcher:
         async with self._services.store.pool.connection() as connection:
             cursor = await connection.execute(DUE, values)
             found = [Due(*row) for row in await cursor.fetchall()]
-        random.shuffle(found)  # nobody is always first
         return [one for one in found if self._of_host[one.host] < per_host][:limit]
 
     def _start(self, due: Due, *, failing: bool) -> None:
@@ -196,30 +202,39 @@ class Dispatcher:
 
     async def _attempt(self, due: Due) -> None:
         try:
-            outcome = await self._made(due)
-            self._remember(due.host, outcome)
+            try:
+                outcome = await self._made(due)
+            except Abandoned:
+                await self._settle(due, "abandoned", due.attempts_made, 0, 0.0)
+                return
+            if outcome.error != NOT_MADE:
+                self._remember(due.host, outcome)
             await self._mark(due, outcome)
-        except Abandoned:
-            await self._settle(due, "abandoned", due.attempts_made, 0, 0.0)
-        except (psycopg.Error, OSError, Rejection) as error:
-            # Not marked: it stays due, and is tried again when whatever failed here is back.
-            log.warning("delivery_not_marked", delivery_id=str(due.delivery_id), error=repr(error))
+            self._patience.forget(due.delivery_id)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is this delivery's
+            # Not marked: it stays due, and is tried again when whatever failed here is back; made already, not at once.
+            tries = self._patience.failed(due.delivery_id)
+            log.warning("delivery_not_marked", delivery_id=str(due.delivery_id), tries=tries, error=repr(error))
 
     async def _made(self, due: Due) -> Outcome:
         """One request, whatever comes of it.
 
         Raises:
             Abandoned: the webhook is disabled or deleted.
+            psycopg.Error: the database failed.
         """
         started_at = now()
-        url, keys = due.url, []
-        if due.webhook_id is not None:
-            webhook = await self._services.commands.today(webhooks.AGGREGATE, due.webhook_id)
-            if webhook.status != "active":
-                raise Abandoned
-            url, keys = webhook.url, await self._secrets(webhook, started_at)
-            if not keys:
-                return Outcome(started_at=started_at, error="secret_erased", final=True)
+        url, keys = due.url, list[str]()
+        try:
+            if due.webhook_id is not None:
+                url, keys = await self._receiver(due.webhook_id, started_at)
+                if not keys:
+                    return Outcome(started_at=started_at, error="secret_erased", final=True)
+        except (psycopg.Error, Abandoned):
+            raise
+        except Exception:  # a locked vault, a stream that cannot be read: the schedule's next attempt may fare better
+            log.exception("delivery_not_made", delivery_id=str(due.delivery_id))
+            return Outcome(started_at=started_at, error=NOT_MADE)
         assert url is not None, "a callback has a URL"
         body, stamp = due.body.encode(), int(started_at.timestamp())
         signed = [standard_webhooks.signature(key, due.message_id, stamp, body) for key in keys]
@@ -237,11 +252,15 @@ class Dispatcher:
             final=answer.status == GONE,
         )
 
-    async def _secrets(self, webhook: Webhook, moment: datetime) -> list[str]:
+    async def _receiver(self, webhook_id: UUID, moment: datetime) -> tuple[str, list[str]]:
+        """Where it is, and by which secrets it knows us; none where they were erased."""
+        webhook = await self._services.commands.today(webhooks.AGGREGATE, webhook_id)
+        if webhook.status != "active":
+            raise Abandoned
         vault = self._services.commands.vault
         assert vault is not None, "workers have a vault"
         opened = await vault.open_many(commands.SECRET, webhooks.secrets_at(webhook, moment))
-        return [one for one in opened if one is not None]
+        return webhook.url, [one for one in opened if one is not None]
 
     def _remember(self, host: str, outcome: Outcome) -> None:
         """A host that answers soon, whatever it says, is no host that hangs."""
@@ -283,7 +302,7 @@ class Dispatcher:
             position=due.event_position,
             duration_s=outcome.duration_s,
         )
-        if due.webhook_id is not None:
+        if due.webhook_id is not None and outcome.error != NOT_MADE:
             await self._judge(due, due.webhook_id, outcome)
 
     async def _settle(
@@ -323,11 +342,11 @@ class Dispatcher:
 
     async def _prune(self) -> None:
         moment = asyncio.get_running_loop().time()
-        if moment - self._pruned_at < PRUNE_EVERY_S:
+        if moment < self._prune_at:
             return
-        self._pruned_at = moment
         async with self._services.store.pool.connection() as connection:
-            await connection.execute(PRUNE, (KEPT_DAYS, PRUNED_AT_ONCE))
+            pruned = await connection.execute(PRUNE, (KEPT_DAYS, PRUNED_AT_ONCE))
+        self._prune_at = moment + (PRUNE_EVERY_S if pruned.rowcount < PRUNED_AT_ONCE else PRUNE_ON_S)
 
 
 def _word(error: Exception) -> str:

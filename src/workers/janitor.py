@@ -114,7 +114,11 @@ class Janitor:
         kept = await self._named(old) if old else set()
         orphans = [key for key in old if key not in kept]
         for key in orphans[:REMOVED_PER_TICK_MAX]:
-            await self._services.objects.delete(key)
+            try:
+                await self._services.objects.delete(key)
+            except ObjectStoreError as error:  # those behind it go all the same; it is met again in the next round
+                log.warning("orphan_not_removed", key=key, error=repr(error))
+                continue
             metrics.OBJECTS_ORPHANED.inc()
             log.info("orphan_removed", key=key)
         return page[-1].key if len(orphans) <= REMOVED_PER_TICK_MAX else orphans[REMOVED_PER_TICK_MAX - 1]

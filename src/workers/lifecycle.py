@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from uuid import UUID
 
+import psycopg
 import structlog
 from msgspec import Struct
 
 from ..adapters.event_store.reader import Tail
 from ..adapters.event_store.store import EventStore, open_event_store
+from ..adapters.event_store.writer import CommandRefused, StoreBusy, StoreUnavailable
 from ..adapters.hints import JobHints
 from ..adapters.models import ModelCache
 from ..adapters.objects import open_object_store
@@ -19,9 +21,9 @@ from ..adapters.objects.port import ObjectStore
 from ..adapters.settings import Settings
 from ..adapters.valkey import open_valkey
 from ..adapters.vault import Vault
-from ..commands.transact import Commands
+from ..commands.transact import C, Commands, Contended, Handler, S
 from ..domain.events import EVENTS
-from ..domain.kernel import Caller
+from ..domain.kernel import Caller, Rejection
 from ..projections.projection import CHANNEL, ReadModels
 
 log = structlog.get_logger(__name__)
@@ -79,13 +81,27 @@ def caller(actor: str, command_id: UUID, *, correlation_id: str, cause: int) -> 
 
 def by_itself(actor: str, command_id: UUID) -> Caller:
     """Who says something of its own accord, or about many things at once."""
-    return Caller(
-        actor=actor,
-        now=now(),
-        command_id=command_id,
-        correlation_id=str(command_id),
-        causation_id=f"command:{command_id}",
-    )
+    return Caller.of_itself(actor, now=now(), command_id=command_id, correlation_id=str(command_id))
+
+
+async def say_due(services: Services, handler: Handler[C, S], command: C, by: Caller) -> None:
+    """Say what a read model found to be due. What is wrong with one subject is logged and keeps no other from its turn:
+    it is due again at the next look.
+
+    Raises:
+        StoreBusy, StoreUnavailable, psycopg.Error: nothing can be said now, whatever it is about.
+    """
+    try:
+        await services.commands.execute(handler, command, by)
+    except (StoreBusy, StoreUnavailable, psycopg.Error):
+        raise
+    except (CommandRefused, Contended) as error:
+        log.warning("due_and_not_said", duty=handler.__name__, subject=by.correlation_id, error=repr(error))
+    except Rejection as rejection:
+        # The read model was behind: what was due is done, or no longer so.
+        log.debug("duty_was_done", duty=handler.__name__, subject=by.correlation_id, code=rejection.code)
+    except Exception:  # a stream that cannot be read, a fault in a decision: this subject's alone
+        log.exception("due_and_not_said", duty=handler.__name__, subject=by.correlation_id)
 
 
 async def run_until_stopped(work: Callable[[asyncio.Event], Awaitable[None]], name: str) -> None:

@@ -223,7 +223,7 @@ async def run(settings: Settings, stopping: asyncio.Event) -> None:
             metrics.NOTARY_REFUSALS.inc()
             log.critical("notary_refuses", error=str(error))
             await pause(stopping, ALARM_PAUSE_S)
-        except psycopg.Error as error:
+        except (psycopg.Error, OSError) as error:  # the disk may be full, or away: what was signed is kept on it
             log.warning("notary_failed", error=str(error))
             await pause(stopping, RETRY_PAUSE_S[min(failures, len(RETRY_PAUSE_S) - 1)])
             failures += 1

@@ -29,6 +29,7 @@ PAGE_EVENTS_MAX = 2_000
 LOOK_S = 0.5  # how often what has become due is looked for, when nothing else calls for it
 WAITING_PAUSE_S = 1.0
 RETRY_PAUSE_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+ALARM_PAUSE_S = 10.0
 DEACTIVATED = "user.deactivated"
 TOLD = [*webhooks.TYPES_BY_TAG, *(str(one.__struct_config__.tag) for one in webhooks.Event.__args__), DEACTIVATED]
 
@@ -312,23 +313,28 @@ async def deliver(services: Services, egress: Egress, stopping: asyncio.Event) -
                         await pause(stopping, WAITING_PAUSE_S)
                         continue
                     outbox = await open_outbox(connection, Rules.of(settings))
-                    failures = 0
-                    await _follow(outbox, dispatcher, tail, stopping)
+                    looked = 0.0
+                    while not stopping.is_set():
+                        looked = await _round(outbox, dispatcher, tail, looked)
+                        failures = 0  # not before: it may open each time, and fail at the same page
             except (psycopg.Error, Overtaken) as error:
                 log.warning("webhooks_failed", error=repr(error))
                 await pause(stopping, RETRY_PAUSE_S[min(failures, len(RETRY_PAUSE_S) - 1)])
                 failures += 1
+            except Exception:  # a hole in the log, an event that cannot be read: nothing is told past it
+                log.critical("webhooks_stand", exc_info=True)
+                await pause(stopping, ALARM_PAUSE_S)
 
 
-async def _follow(outbox: Outbox, dispatcher: Dispatcher, tail: Tail, stopping: asyncio.Event) -> None:
-    looked = 0.0
-    while not stopping.is_set():
-        moved = await outbox.step()
-        if moved or dispatcher.freed or time.monotonic() - looked > LOOK_S:
-            await dispatcher.start_due()
-            looked = time.monotonic()
-        if not moved:
-            await tail.wait()
+async def _round(outbox: Outbox, dispatcher: Dispatcher, tail: Tail, looked: float) -> float:
+    """Note a page, begin what is due, or wait for either; when it was last looked for what is due."""
+    moved = await outbox.step()
+    if moved or dispatcher.freed or time.monotonic() - looked > LOOK_S:
+        await dispatcher.start_due()
+        looked = time.monotonic()
+    if not moved:
+        await tail.wait()
+    return looked
 
 
 async def _locked(connection: psycopg.AsyncConnection) -> bool:

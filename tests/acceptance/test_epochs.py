@@ -33,7 +33,7 @@ from sightline.commands import attempts, jobs
 from sightline.commands.transact import EpochChanged
 from sightline.domain.jobs import Provenance
 from sightline.http.services import Services, open_services
-from sightline.projections.waiting import LIVE_WORKERS
+from sightline.projections.jobs import LIVE_WORKERS
 from sightline.workers import lifecycle, projector
 from sightline.workers.leases import Lease
 

@@ -173,3 +173,14 @@ async def test_a_file_that_is_too_large_is_not_opened(tmp_path: Path, monkeypatc
     path.write_bytes(b"[1, 2, 3, 4, 5]")
     question = Question(str(path), str(path), "numbers", [], 1.0)
     assert difference_meter.measured(question) == Measured(reason="larger than 10 bytes")
+
+
+async def test_an_answer_that_cannot_be_read_is_an_answer_too(tmp_path: Path) -> None:
+    """Of a child that was taken over. It is asked nothing more: each question has another one."""
+    async with Meter(module="hostile_meter", environ={"PYTHONPATH": str(Path(__file__).parent)}) as meter:
+        children = set()
+        for _ in range(2):
+            found = await measured(meter, tmp_path, b"1", b"2", "numbers")
+            assert found == Measured(reason="comparing them brought an answer that cannot be read")
+            children.add(meter._child.pid)
+        assert children == {None}

@@ -24,7 +24,7 @@ def session(analyst_dsn: str) -> Iterator[psycopg.Connection]:
 
 def psql(dsn: str, query: str) -> list[list[str]]:
     done = subprocess.run(
-        [psql_path(), "-XAt", "-F", "\t", dsn, "-c", query], capture_output=True, text=True, timeout=20, check=True
+        [psql_path(), "-XAt", "-F", "\t", dsn, "-c", query], capture_output=True, text=True, timeout=120, check=True
     )
     return [line.split("\t") for line in done.stdout.splitlines()]
 

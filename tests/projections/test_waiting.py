@@ -11,7 +11,7 @@ from sightline.adapters.ids import uuid7
 from sightline.commands import jobs as commands
 from sightline.commands import queues
 from sightline.projections import jobs
-from sightline.projections.queues import paused_kinds
+from sightline.projections.queues import figures, paused_kinds
 from sightline.projections.waiting import Estimate, Line, Pace, estimate, passed_by
 from sightline.workers import lifecycle
 from sightline.workers.clock import Clock
@@ -48,6 +48,40 @@ async def test_by_age_alone_it_would(service: Service, monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(jobs, "WAITING", by_age)
     assert set(await flooded(service)) == {"ada:5"}
+
+
+async def due(service: Service) -> tuple[int, int, int]:
+    """How many could start now: as the autoscaler is told, as the queue shows, and as workers are offered. Of three
+    jobs one is for later, and one was made before the clock was set back.
+    """
+    now = lifecycle.now()
+    await submit(service, "ada")
+    await submit(service, "ada", not_before=now + timedelta(hours=1))
+    ahead = commands.SubmitJob(job_id=uuid7(), kind="noop", pending_max=1_000)
+    await service.run(commands.submit_job, ahead, by(now=now + timedelta(hours=1)))
+    await service.caught_up()
+    now = lifecycle.now()
+    [depth] = await jobs.depths(service.reads, now=now)
+    [queue] = (await figures(service.reads, kinds=["noop"], now=now)).rows
+    assert queue.pending + queue.scheduled == 3
+    assert 0 < depth.oldest_s < 60
+    assert queue.oldest_s == depth.oldest_s
+    return depth.waiting, queue.pending, len(await jobs.waiting(service.reads, kinds=["noop"], now=now, limit=LIMIT))
+
+
+async def test_whoever_counts_what_waits_counts_the_same(service: Service) -> None:
+    assert await due(service) == (2, 2, 2)
+
+
+async def test_by_a_definition_of_its_own_one_of_them_would_not(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: the moment of being made, where there is no other, for the time from which on it is due."""
+    its_own = jobs.DEPTHS.as_string(None).replace(
+        jobs.TIMES["due"].as_string(None), "coalesce(not_before, created_at) <= %(now)s"
+    )
+    monkeypatch.setattr(jobs, "DEPTHS", sql.SQL(its_own))
+    assert await due(service) == (1, 2, 2)
 
 
 async def test_the_refill_leaves_out_what_is_for_later_and_what_is_paused(service: Service) -> None:

@@ -10,8 +10,11 @@ import psycopg
 import pytest
 import pytest_asyncio
 from psycopg import sql
+from tests.conftest_log import LogDatabase
 from tests.conftest_service import Service, by, until
+from tests.projections.test_quarantine import UNDECODABLE, rewrite
 
+from sightline.adapters.event_store.writer import StoreBusy
 from sightline.adapters.ids import uuid7
 from sightline.commands import attempts, jobs
 from sightline.commands import batches as commands
@@ -232,6 +235,70 @@ async def test_a_batch_of_which_half_is_projected_is_not_over(service: Service) 
     control = sql.SQL(str(projection.OVER.as_string(None)).replace("AND c.ended = b.total", ""))
     found = await service.reads.fetch(Counted, control, {"limit": 10})
     assert [one.batch.batch_id for one in found.rows] == [batch_id], "the control"
+
+
+async def poisoned(service: Service, database: LogDatabase) -> tuple[UUID, list[UUID]]:
+    """A cancelled batch of three, of which one job's stream cannot be read by whoever has not read it yet."""
+    batch_id, ids = await submitted(service, 3)
+    await service.run(commands.cancel_batch, commands.CancelBatch(batch_id=batch_id))
+    await service.caught_up()
+    [first] = await service.events(ids[0])
+    rewrite(database, UNDECODABLE, first.id)
+    return batch_id, ids
+
+
+async def test_one_job_that_cannot_be_read_keeps_neither_its_batch_nor_the_clock(
+    service: Service, log_database: LogDatabase
+) -> None:
+    _, [unreadable, *others] = await poisoned(service, log_database)
+    session_id = await service.session(duration_s=1)
+    stopping = asyncio.Event()
+    async with lifecycle.open_services(service.settings) as elsewhere:
+        ticking = asyncio.create_task(clock.run(elsewhere, stopping))
+        for job_id in others:
+            await service.until_job(job_id, "cancelled")
+        await service.until_said(session_id, "session.expired")  # the round after, and its other duties
+        assert not ticking.done()
+        stopping.set()
+        await ticking
+    assert await service.topics(unreadable) == ["submitted"]
+
+
+@pytest.mark.parametrize("broken", ["the duty", "the subject"])
+async def test_what_nobody_thought_of_does_not_end_the_clock(
+    service: Service, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """A fault of our own, in a duty or in one thing that it says: the duties behind it have their turn."""
+
+    async def fail(*_: Any) -> Any:
+        raise AssertionError("a fault")
+
+    if broken == "the duty":
+        monkeypatch.setattr(projection, "cancelled_jobs", fail)
+    else:
+        fail.__name__ = commands.cancel_job_of_batch.__name__
+        monkeypatch.setattr(commands, "cancel_job_of_batch", fail)
+        batch_id, _ = await submitted(service)
+        await service.run(commands.cancel_batch, commands.CancelBatch(batch_id=batch_id))
+    over, [only] = await submitted(service, 1)
+    await complete(service, only)
+    stopping = asyncio.Event()
+    ticking = asyncio.create_task(clock.run(service.services, stopping))
+    await service.until_said(over, "batch.completed")
+    stopping.set()
+    await ticking
+
+
+async def test_a_store_that_takes_nothing_is_one_error_of_the_duty(service: Service) -> None:
+    """Not one for each job, and not "it was done": the clock says aloud what it could not say."""
+    batch_id, ids = await submitted(service)
+    await service.run(commands.cancel_batch, commands.CancelBatch(batch_id=batch_id))
+    await service.caught_up()
+    async with lifecycle.open_services(service.settings) as elsewhere:
+        await elsewhere.store.writer.close()
+        with pytest.raises(StoreBusy):
+            await Batches(elsewhere).cancel_jobs(lifecycle.now())
+    assert {(await service.job(one)).status for one in ids} == {"pending"}
 
 
 async def test_a_clock_says_it_by_itself(service: Service) -> None:

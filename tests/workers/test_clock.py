@@ -6,6 +6,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import psycopg
+import pytest
 import pytest_asyncio
 import redis
 from msgspec.structs import replace
@@ -97,6 +98,26 @@ async def test_a_job_of_a_dead_worker_goes_to_another_attempt_until_it_is_a_dead
     assert (row.status, row.dead_letter, row.attempt) == ("failed", True, 3)
     told = await ticking.topics(lost)
     assert told == ["submitted", *["started", "retry_scheduled"] * 2, "started", "dead_lettered"]
+
+
+@pytest.mark.parametrize("most", [2, 1])
+async def test_jobs_that_run_for_long_hide_none_whose_worker_died_or_whose_time_is_over(
+    service: Service, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """However many there are, and however few the clock looks at in a tick."""
+    monkeypatch.setattr(clock, "PER_TICK_MAX", most)
+    lease(service, "alive", 60)
+    lease(service, "dead", -0.1)
+    held = [await started(service, "alive") for _ in range(3)]
+    lost, overrun = await started(service, "dead"), await started(service, "alive", timeout_s=1)
+    await service.caught_up()
+    timekeeper = Clock(service.services)
+    await timekeeper.reap_leases(lifecycle.now())
+    await service.caught_up()
+    await timekeeper.time_out_jobs(lifecycle.now() + timedelta(seconds=TIMEOUT_GRACE_S + 2))
+    assert (await service.job(lost)).error_code == "lease_expired"
+    assert (await service.job(overrun)).error_code == "timeout"
+    assert {(await service.job(one)).status for one in held} == {"processing"}
 
 
 async def test_a_dead_letter_that_is_requeued_has_its_attempts_again(ticking: Service) -> None:

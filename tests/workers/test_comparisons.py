@@ -11,9 +11,10 @@ from uuid import UUID
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from onnx import TensorProto, helper
 from psycopg import sql
-from tests.conftest_service import Processes, Service, by, until
+from tests.conftest_service import UNTIL_S, Processes, Service, by, until
 
 from sightline.adapters.ids import uuid7
 from sightline.adapters.onnx_graph import Graph
@@ -330,25 +331,34 @@ async def verdicts(service: Service, comparison_ids: Sequence[UUID]) -> list[int
     return [(await service.topics(one)).count("judged") for one in comparison_ids]
 
 
-async def test_two_at_once_say_one_verdict(working: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting = await waiting_for_a_verdict(working, 4)
+@pytest.mark.parametrize(
+    ("own_ids", "said_again", "count"), [(False, False, 1), (True, False, 1), (False, True, 1), (True, True, 3)]
+)
+async def test_two_at_once_say_one_verdict(
+    working: Service, monkeypatch: pytest.MonkeyPatch, own_ids: bool, said_again: bool, count: int
+) -> None:
+    """Three, and all of them looked before one spoke. Either the command's id or the rule that a comparison is judged
+    once would do; the control is the last row, without both.
+    """
+    waiting = await waiting_for_a_verdict(working, 2)
+    if own_ids:
+        monkeypatch.setattr(workers, "derived_id", lambda *_: uuid7())
+    if said_again:
+        once = comparisons.judge
+        monkeypatch.setattr(comparisons, "judge", lambda one, **said: once(replace(one, judged=None), **said))
+    compared, together = Comparer._compared, asyncio.Barrier(3)
+
+    async def all_together(self: Comparer, *given: Any) -> commands.JudgeComparison:
+        judge = await compared(self, *given)
+        async with asyncio.timeout(UNTIL_S):
+            await together.wait()
+        return judge
+
+    monkeypatch.setattr(Comparer, "_compared", all_together)
     async with lifecycle.open_services(working.settings) as elsewhere:
         comparers = [Comparer(one) for one in (working.services, elsewhere, working.services)]
         await asyncio.gather(*(one.step() for one in comparers))
-    assert await verdicts(working, waiting) == [1] * 4
-
-    # The control: without the rule that it is judged once, and with ids of their own, there would be more.
-    monkeypatch.setattr(workers, "derived_id", lambda *_: uuid7())
-    monkeypatch.setattr(
-        comparisons,
-        "judge",
-        lambda _, **said: [ComparisonJudged(at=said["now"], verdict="identical")],
-    )
-    again = commands.JudgeComparison(
-        comparison_id=waiting[0], differences=(), first=comparisons.Ran(), second=comparisons.Ran()
-    )
-    await working.run(commands.judge_comparison, again)
-    assert (await verdicts(working, waiting))[0] == 2
+    assert await verdicts(working, waiting) == [count] * 2
 
 
 async def test_a_kill_between_the_end_and_the_verdict_costs_nothing(working: Service, processes: Processes) -> None:
@@ -374,6 +384,8 @@ async def test_a_kill_between_the_end_and_the_verdict_costs_nothing(working: Ser
 async def test_one_that_cannot_be_compared_now_keeps_nobody_waiting(
     working: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A disk that is full for once; the next look may fare better."""
+    monkeypatch.setattr(workers, "REST_S", (0.0,))
     first, second = await waiting_for_a_verdict(working, 2)
     compared = Comparer._compared
 

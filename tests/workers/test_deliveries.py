@@ -1,7 +1,8 @@
 """Attempts: until it is taken, by the schedule, whoever hangs."""
 
 import asyncio
-from collections.abc import Callable
+import base64
+from collections.abc import Callable, Sequence
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ from tests.workers.told import Told, note, telling
 
 from sightline.adapters.egress import Egress
 from sightline.adapters.egress_rules import Rules
+from sightline.adapters.ids import uuid7
 from sightline.adapters.settings import Settings
 from sightline.commands import webhooks as commands
 from sightline.workers import deliveries, lifecycle
@@ -201,6 +203,72 @@ async def test_hosts_that_fail_have_a_lane_of_their_own(told_settings: Settings,
             await receiver.until(1)
 
 
+# Nobody is always last.
+
+
+def put(settings: Settings, hosts: Sequence[str], *, finished: bool = False) -> None:
+    """A callback's delivery for each, the first one due for longest; `finished`: and over since long ago."""
+    with psycopg.connect(settings.database_url) as connection:
+        for number, host in enumerate(hosts):
+            connection.execute(
+                "INSERT INTO webhook_deliveries (delivery_id, job_id, url, host, message_id, type, body,"
+                " event_position, status, attempts_made, tries_left, next_attempt_at, created_at, finished_at)"
+                " VALUES (%s, %s, 'http://x/', %s, 'm', 't', '{}', 1, %s, 0, 9, now() - make_interval(secs => %s),"
+                " now(), CASE WHEN %s THEN now() - interval '31 days' END)",
+                (uuid7(), uuid7(), host, "delivered" if finished else "pending", 1_000 - number, finished),
+            )
+
+
+async def due_hosts(settings: Settings, limit: int) -> list[str]:
+    """Whom so many places go to, of hosts of which one has waited for longest, and with three deliveries."""
+    async with open_service(settings) as service, Egress(Rules.of(settings), timeout_s=5) as egress:
+        put(settings, ["z", "z", "z", "a", "y", "b"])
+        dispatcher = Dispatcher(service.services, egress)
+        return [due.host for due in await dispatcher._due(failing=False, limit=limit, per_host=3)]
+
+
+async def test_places_go_in_turn_to_the_hosts_that_waited_longest(told_settings: Settings) -> None:
+    assert await due_hosts(told_settings, 3) == ["z", "a", "y"]
+
+
+@pytest.mark.parametrize(
+    ("order", "first"), [("", {"a", "b", "y"}), ("ORDER BY d.next_attempt_at", {"z"})], ids=["none", "age"]
+)
+async def test_in_another_order_somebody_is_always_last(
+    told_settings: Settings, monkeypatch: pytest.MonkeyPatch, order: str, first: set[str]
+) -> None:
+    """The controls: by the index alone it is the alphabet's, by age alone it is a long queue's."""
+    monkeypatch.setattr(deliveries, "DUE", deliveries.DUE.replace("ORDER BY d.turn, d.next_attempt_at", order))
+    assert set(await due_hosts(told_settings, 3)) == first
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the request", "after it"])
+async def test_a_fault_of_ours_is_no_hail_of_requests(
+    told_settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """A vault that is locked, or an attempt that cannot be marked: tried again by a schedule, not at every look."""
+    locked = replace(told_settings, sealing_key=base64.b64encode(bytes(32)).decode(), webhook_retry_scale=1.0)
+    async with (
+        open_service(told_settings) as service,
+        lifecycle.open_services(locked) as elsewhere,
+        Egress(Rules.of(told_settings), timeout_s=5) as egress,
+    ):
+        told = Told(service)
+        webhook_id, _ = await told.register(receiver.url())
+        await told.done()
+        await note(told_settings)
+        if not before:
+            monkeypatch.setattr(deliveries, "MARK", "SELECT 1 / 0")
+        async with Dispatcher(elsewhere if before else service.services, egress) as dispatcher:
+            for _ in range(3):
+                await dispatcher.start_due()
+                await asyncio.gather(*dispatcher._under_way.values())
+        [row] = await told.deliveries(webhook_id)
+        assert len(receiver.received) == (0 if before else 1)
+        assert [one.error for one in row.attempts] == (["not_made"] if before else [])
+        assert row.status == "pending"
+
+
 # At least once
 
 
@@ -276,3 +344,19 @@ async def test_what_is_over_is_kept_for_a_while(told: Told, receiver: Receiver) 
     await told.done()
     await told.until_delivery(webhook_id, "delivered", count=2)
     assert len(receiver.received) == 3
+
+
+@pytest.mark.parametrize(("pause_s", "left"), [(0.0, [3, 1, 0]), (600.0, [3, 3, 3])])
+async def test_what_is_over_goes_a_part_at_a_time_and_soon_the_next(
+    told_settings: Settings, monkeypatch: pytest.MonkeyPatch, pause_s: float, left: list[int]
+) -> None:
+    """The control: with the pause of a table that has little to lose, more would come than goes."""
+    monkeypatch.setattr(deliveries, "PRUNED_AT_ONCE", 2)
+    monkeypatch.setattr(deliveries, "PRUNE_ON_S", pause_s)
+    put(told_settings, ["a"] * 5, finished=True)
+    async with open_service(told_settings) as service, Egress(Rules.of(told_settings), timeout_s=5) as egress:
+        dispatcher = Dispatcher(service.services, egress)
+        for expected in left:
+            await dispatcher.start_due()
+            with psycopg.connect(told_settings.database_url) as connection:
+                assert connection.execute("SELECT count(*) FROM webhook_deliveries").fetchone() == (expected,)

@@ -73,7 +73,7 @@ async def running(service: Service, job_id: UUID) -> Job:
 
 
 async def live(service: Service) -> set[str]:
-    from sightline.projections.waiting import LIVE_WORKERS
+    from sightline.projections.jobs import LIVE_WORKERS
 
     async with service.services.store.pool.connection() as connection:
         return {worker for (worker,) in await (await connection.execute(LIVE_WORKERS)).fetchall()}

@@ -195,6 +195,27 @@ async def test_a_store_that_is_away_costs_the_clock_nothing(
     assert sweeper.resting
 
 
+async def test_one_that_cannot_be_removed_keeps_no_other(
+    bare_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held back by a rule of the store's, say. It is tried again in the next round."""
+    await begin(bare_service)
+    held, *_ = [await put(bare_service, f"artifacts/{UUID(int=n)}/1/a.png") for n in range(1, 4)]
+    delete = bare_service.services.objects.delete
+
+    async def refused(key: str) -> None:
+        if key == held:
+            raise ObjectStoreUnavailable("held")
+        await delete(key)
+
+    monkeypatch.setattr(bare_service.services.objects, "delete", refused)
+    await sweep(bare_service)
+    assert await keys(bare_service) == {held}
+    monkeypatch.undo()
+    await sweep(bare_service)
+    assert await keys(bare_service) == set()
+
+
 async def test_the_clock_sweeps(bare_service: Service) -> None:
     """What uploads left behind goes as well, under the setting's own time."""
     assert "remove_orphans" in [duty.__name__ for duty in clock.Clock(bare_service.services).duties]

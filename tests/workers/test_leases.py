@@ -9,7 +9,7 @@ from tests.conftest_log import LogDatabase
 from tests.conftest_service import until
 
 from sightline.adapters.settings import Settings
-from sightline.projections.waiting import LIVE_WORKERS
+from sightline.projections.jobs import LIVE_WORKERS
 from sightline.workers.leases import PRUNE, Lease
 
 SHORT_S = 0.4

@@ -134,6 +134,29 @@ async def test_a_notary_goes_on_where_another_stopped(
     assert tiles == [(0, 0), (0, 1)]
 
 
+async def test_a_notary_whose_disk_fails_goes_on_when_it_does_not(
+    given: Settings, store: EventStore, told: list[structlog.types.EventDict]
+) -> None:
+    """Here a file lies where what it signed last would be kept."""
+    await fill(store)
+    kept = Kept.of(given)
+    kept.path.parent.write_text("in the way")
+
+    async def failed() -> bool:
+        return any(line["event"] == "notary_failed" for line in told)
+
+    async def signed() -> bool:
+        return kept.path.exists()
+
+    async with running(given):
+        await until(failed)
+        kept.path.parent.unlink()
+        await until(signed)
+        await fill(store)
+    public_keys = Signer.load(given.data_dir / "keys").public_keys
+    assert kept.read(public_keys) is not None
+
+
 async def test_of_two_notaries_one_waits_until_the_other_is_gone(
     store: EventStore, log_database: LogDatabase, given: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
+from tests.conftest_log import LogDatabase
 from tests.conftest_service import Processes, open_service, until
 from tests.workers.receiver import Received, Receiver
 from tests.workers.told import FAST, LOOPBACK, Told
@@ -255,6 +257,72 @@ async def test_without_the_checkpoints_compare_and_set_it_would_be_noted_twice(
         monkeypatch.setattr(domain, "delivery_id", lambda *_: uuid7())
         await twice(told_settings)
         assert count(told_settings) == (2, 1)
+
+
+# What goes wrong again and again
+
+
+async def pauses(told: Told, monkeypatch: pytest.MonkeyPatch, count: int) -> list[float]:
+    """How long it rests after each failure, though here it does not."""
+    rested: list[float] = []
+
+    async def at_once(stopping: asyncio.Event, seconds: float) -> None:
+        rested.append(seconds)
+        await lifecycle.pause(stopping, 0.0)
+
+    async def enough() -> bool:
+        return len(rested) >= count
+
+    with monkeypatch.context() as patched:
+        patched.setattr(webhooks, "pause", at_once)
+        told.start()
+        await until(enough)
+        await told.stop()
+    return rested[:count]
+
+
+REFUSE = (
+    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END';"
+    "CREATE TRIGGER refuse BEFORE UPDATE ON webhook_outbox EXECUTE FUNCTION refuse()"
+)
+RETRIES = list(webhooks.RETRY_PAUSE_S)
+
+
+async def test_the_pause_grows_until_a_page_is_noted(
+    told_settings: Settings, monkeypatch: pytest.MonkeyPatch, log_database: LogDatabase, receiver: Receiver
+) -> None:
+    """A page that is refused each time: that the outbox could be opened is no success. A page that was noted is one."""
+    async with open_service(told_settings) as service:
+        told = Told(service)
+        webhook_id, _ = await told.register(receiver.url())
+        with log_database.connect(superuser=True) as superuser:
+            superuser.execute(REFUSE)
+            await told.done()
+            assert await pauses(told, monkeypatch, 7) == [*RETRIES, RETRIES[-1]]
+            superuser.execute("ALTER TABLE webhook_outbox DISABLE TRIGGER refuse")
+            told.start()
+            await told.until_delivery(webhook_id, "delivered")
+            await told.stop()
+            superuser.execute("ALTER TABLE webhook_outbox ENABLE TRIGGER refuse")
+        await told.done()
+        assert await pauses(told, monkeypatch, 2) == RETRIES[:2]
+
+
+@pytest.mark.parametrize("damage", ["DELETE FROM events", "UPDATE events SET data = '[]'"], ids=["hole", "payload"])
+async def test_a_damaged_log_is_an_alarm_and_no_end(
+    told_settings: Settings, monkeypatch: pytest.MonkeyPatch, log_database: LogDatabase, receiver: Receiver, damage: str
+) -> None:
+    """What it cannot go past it says again and again; the process, and what is delivered already, live on."""
+    async with open_service(told_settings) as service:
+        told = Told(service)
+        await told.register(receiver.url())
+        await told.done()
+        with log_database.connect(superuser=True) as superuser:
+            superuser.execute("ALTER TABLE events DISABLE TRIGGER ALL")
+            superuser.execute(f"{damage} WHERE position = 1".encode())
+            with capture_logs() as said:
+                await pauses(told, monkeypatch, 3)
+        assert [one["log_level"] for one in said if one["event"] == "webhooks_stand"][:3] == ["critical"] * 3
 
 
 # Processes

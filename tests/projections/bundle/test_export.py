@@ -112,12 +112,14 @@ async def test_while_the_service_runs(service: Service) -> None:
             await sign(service.settings)
 
     async def write() -> None:
-        for _ in range(12):
+        for n in range(1_000):  # at least a dozen, and for as long as it takes the reader to see some of it
             await history.run(10)
+            if n >= 11 and len(ends) > 3:
+                return
 
+    ends = set[tuple[int | None, int]]()
     notarizing, writing = asyncio.create_task(notarize()), asyncio.create_task(write())
     try:
-        ends = set()
         while not writing.done():
             if (await service.services.store.reader.head()).position:
                 report = checked(service.settings, await exported_from(service.settings))
