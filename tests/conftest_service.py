@@ -37,7 +37,7 @@ from sightline.workers.lifecycle import Services
 
 LEASE_S = 1.5  # short enough to be waited for, long enough for a busy machine to renew it four times
 RETRY_BASE_S = 0.05
-UNTIL_S = 20.0
+UNTIL_S = 60.0  # a guard against hanging: nothing that is tested takes as long
 STOP_S = 10.0
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 T = TypeVar("T")
@@ -82,7 +82,10 @@ class Service:
 
     async def submit(self, kind: str = "noop", *, job_id: UUID | None = None, **changed: Any) -> UUID:
         wanted: dict[str, Any] = {"job_id": job_id or uuid7(), "kind": kind, "pending_max": 1_000} | changed
-        return (await self.run(jobs.submit_job, jobs.SubmitJob(**wanted))).stream_id
+        stream_id = (await self.run(jobs.submit_job, jobs.SubmitJob(**wanted))).stream_id
+        if self.services.commands.offers is not None:
+            await self.services.commands.offers.close()  # its hint is there when this returns
+        return stream_id
 
     async def session(self, *, duration_s: int = 60) -> UUID:
         create = sessions.CreateSession(session_id=uuid7(), user_id=None, duration_s=duration_s)
@@ -146,7 +149,7 @@ class Service:
     async def caught_up(self) -> int:
         """Return once the read models reflect all that is in the log now."""
         position = (await self.services.store.reader.head()).position
-        await self.reads.wait_for(position, timeout_s=10)
+        await self.reads.wait_for(position, timeout_s=UNTIL_S)
         return position
 
     async def row(self, job_id: UUID) -> JobRow:

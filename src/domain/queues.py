@@ -5,6 +5,7 @@ many run, and how many started within a minute, are counters that the log moves 
 """
 
 from datetime import datetime
+from functools import lru_cache
 from uuid import UUID
 
 from msgspec import Struct
@@ -123,6 +124,7 @@ def set_limits(
 # Questions
 
 
+@lru_cache(maxsize=256)
 def queue_id(kind: str) -> UUID:
     """The stream of a kind's queue."""
     return derived_id("queue", kind)

@@ -19,6 +19,7 @@ CLASSES: Mapping[str, ErrorClass] = {
     "worker_stopped": "transient",
     "worker_failed": "transient",
     "lease_expired": "transient",
+    "crowded_out": "transient",
     "output_damaged": "transient",
     "runner_died": "transient",
     "model_missing": "throttled",

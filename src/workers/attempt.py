@@ -90,16 +90,16 @@ class Attempt:
     async def _outcome(self, runner: Runner, until_settled: ExitStack) -> RunnerAnswer | Exception:
         try:
             directory = until_settled.enter_context(tempfile.TemporaryDirectory(prefix="sightline-job-"))
-            question = await self.question(Path(directory))
+            question = await self.question(directory)
             if self._over is not None:
                 return RunnerCancelled()
             return await runner.run(question, self.submitted.timeout_s, self._note_progress)
         except Exception as error:  # noqa: BLE001  # settle() says what it means
             return error
 
-    async def settle(self, outcome: RunnerAnswer | Exception) -> None:
-        """Bring the result, or say how the attempt failed. Whatever goes wrong with this one job is this job's failure,
-        never its worker's; raises as run().
+    async def settle(self, outcome: RunnerAnswer | groups.Completion | Exception) -> None:
+        """Bring the result (its files may be stored already), or say how the attempt failed. Whatever goes wrong with
+        this one job is this job's failure, never its worker's; raises as run().
         """
         try:
             if isinstance(outcome, Exception):
@@ -134,8 +134,8 @@ class Attempt:
         """Its child is about to be stopped, because of this."""
         self._over = self._over or reason
 
-    async def _brought(self, answer: RunnerAnswer) -> Job:
-        completion = await self.completion(answer)
+    async def _brought(self, outcome: RunnerAnswer | groups.Completion) -> Job:
+        completion = await self.completion(outcome) if isinstance(outcome, RunnerAnswer) else outcome
         receipt = await self._say("complete", commands.complete_job, completion.result)
         await self._remove_if_refused(receipt.state)
         return receipt.state
@@ -156,39 +156,38 @@ class Attempt:
             result=result, correlation_id=self._correlation_id, causation_id=f"event:{self._started_position}"
         )
 
-    async def conclude(self, job: Job) -> None:
-        """The result was brought with others, and this is what the job came to."""
+    async def conclude(self, job: Job) -> bool:
+        """The result was brought with others, and this is what the job came to; whether it was taken."""
         await self._remove_if_refused(job)
-        self._tell(job)
+        if self._over is not None:
+            self._tell(job)
+        return self._over is None
 
-    async def question(self, directory: Path) -> JobInput:
+    async def question(self, directory: str) -> JobInput:
         """What the runner is asked, its files in `directory`.
 
         Raises:
             KindFailed, ObjectMissing, ModelUnavailable: what it reads cannot be had.
         """
-        inputs, outputs = directory / "in", directory / "out"
-        if KINDS[self.submitted.kind].writes:
-            inputs.mkdir(parents=True)
-            outputs.mkdir()
+        inputs, outputs = _made(directory) if KINDS[self.submitted.kind].writes else ("", "")
         files: list[InputFile] = []
         for number, asset_id in enumerate(self.submitted.inputs):
             asset = await self._asset(asset_id)
             self._input_sha256 += (asset.sha256 or "",)
-            path = inputs / str(number)
-            await self._services.objects.download(asset.object_key, path)
-            files.append(InputFile(str(path), asset.content_type))
+            path = f"{inputs}/{number}"
+            await self._services.objects.download(asset.object_key, Path(path))
+            files.append(InputFile(path, asset.content_type))
         model = None
         if (sha256 := self.submitted.model_sha256) is not None:
-            path = await asyncio.to_thread(self._services.models.ensure, sha256)
-            model = ModelFile(str(path), sha256, _manifest(sha256))
+            file = await asyncio.to_thread(self._services.models.ensure, sha256)
+            model = ModelFile(str(file), sha256, _manifest(sha256))
         return JobInput(
             job_id=str(self.job_id),
             kind=self.submitted.kind,
             params=self.submitted.params,
             inputs=files,
             model=model,
-            output_dir=str(outputs) if outputs.exists() else "",
+            output_dir=outputs,
         )
 
     async def _asset(self, asset_id: UUID) -> assets.Asset:
@@ -274,27 +273,19 @@ class Attempt:
     async def _watch(self, runner: Runner, stopping: asyncio.Event, lease: Lease) -> None:
         """Tell the log how far it is, and stop the child once nobody wants its result."""
         told: tuple[int, str] | None = None
-        stop_by: float | None = None
+        grace = Grace(stopping, lease)
         while self._over is None:
             await asyncio.sleep(PROGRESS_S)
-            if stopping.is_set() and stop_by is None:
-                stop_by = time.monotonic() + STOP_GRACE_S
             try:
                 if self._progress is not None and self._progress != told:
                     told = self._progress
                     await self._report(*told)
-                self._over = await self._why_over(lease, stop_by)
-            except (Rejection, psycopg.Error) as error:
+                self._over = grace.why_over() or await self._why_over()
+            except Exception as error:  # noqa: BLE001  # whatever it was: unwatched, the job could not be stopped
                 log.warning("attempt_unwatched", job_id=str(self.job_id), error=repr(error))
-        while True:  # Until the attempt ends: a child that is just being started does not hear it the first time.
-            runner.cancel()
-            await asyncio.sleep(PROGRESS_S)
+        await keep_cancelling(runner)
 
-    async def _why_over(self, lease: Lease, stop_by: float | None) -> str | None:
-        if stop_by is not None and time.monotonic() >= stop_by:
-            return "worker_stopped"
-        if lease.lost:
-            return "lease_lost"
+    async def _why_over(self) -> str | None:
         job = await self._services.commands.today(jobs.AGGREGATE, self.job_id)
         return attempts.refusal(job, attempt=self._number, worker=self._worker)
 
@@ -319,6 +310,33 @@ class Attempt:
         return objects_prefix(self.job_id, self._number)
 
 
+class Grace:
+    """Why whatever a slot runs is to be stopped, of the reasons that lie in the worker: it lost its lease, or was told
+    to stop, and waited STOP_GRACE_S from when that was first seen.
+    """
+
+    def __init__(self, stopping: asyncio.Event, lease: Lease) -> None:
+        self._stopping = stopping
+        self._lease = lease
+        self._stop_by: float | None = None
+
+    def why_over(self) -> str | None:
+        if self._stopping.is_set() and self._stop_by is None:
+            self._stop_by = time.monotonic() + STOP_GRACE_S
+        if self._lease.lost:
+            return "lease_lost"
+        if self._stop_by is not None and time.monotonic() >= self._stop_by:
+            return "worker_stopped"
+        return None
+
+
+async def keep_cancelling(runner: Runner) -> None:
+    """Until the caller is cancelled: a child that is just being started does not hear it the first time."""
+    while True:
+        runner.cancel()
+        await asyncio.sleep(PROGRESS_S)
+
+
 async def say(services: Services, handler: Handler[C, Job], command: C, by: Caller, epoch: UUID | None) -> Receipt[Job]:
     """Execute; while the database is away the same command is offered again, for BUSY_TRIES_MAX seconds or so."""
     for _ in range(BUSY_TRIES_MAX):
@@ -328,6 +346,14 @@ async def say(services: Services, handler: Handler[C, Job], command: C, by: Call
             log.warning("attempt_waits_for_the_log", command=type(command).__name__, error=repr(error))
             await asyncio.sleep(BUSY_PAUSE_S)
     return await services.commands.execute(handler, command, by, epoch=epoch)
+
+
+def _made(directory: str) -> tuple[str, str]:
+    """Where an attempt's files lie, those read and those written."""
+    inputs, outputs = f"{directory}/in", f"{directory}/out"
+    Path(inputs).mkdir(parents=True)
+    Path(outputs).mkdir()
+    return inputs, outputs
 
 
 def objects_prefix(job_id: UUID, attempt: int) -> str:

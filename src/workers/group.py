@@ -7,10 +7,9 @@ is asked once and the log takes their events in a batch. How many run together i
 import asyncio
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 from uuid import UUID
 
 import structlog
@@ -23,7 +22,7 @@ from ..commands.groups import CompleteJobs, Completion, complete_jobs
 from ..domain import jobs
 from ..domain.kernel import Rejection
 from ..domain.kinds import KINDS
-from .attempt import PROGRESS_S, STOP_GRACE_S, Attempt, say
+from .attempt import PROGRESS_S, Attempt, Grace, keep_cancelling, say
 from .kinds import JobInput
 from .leases import Lease
 from .lifecycle import Services, by_itself
@@ -35,6 +34,7 @@ MOVING_MAX = 8  # attempts whose files are fetched or stored at once
 log = structlog.get_logger(__name__)
 
 Outcome = RunnerAnswer | Exception
+T = TypeVar("T")
 
 
 class Group:
@@ -54,9 +54,9 @@ class Group:
         watch = asyncio.create_task(self._watch(runner, stopping, lease))
         began = time.monotonic()
         try:
-            root = Path(self._until_settled.enter_context(tempfile.TemporaryDirectory(prefix="sightline-jobs-")))
-            asked = await asyncio.gather(
-                *(self._question(attempt, root / str(number)) for number, attempt in enumerate(self.attempts))
+            root = self._until_settled.enter_context(tempfile.TemporaryDirectory(prefix="sightline-jobs-"))
+            asked = await self._moved(
+                self._question(attempt, f"{root}/{number}") for number, attempt in enumerate(self.attempts)
             )
             self._outcomes = await self._answers(runner, asked)
         except Exception as error:  # noqa: BLE001  # a full disk, no child: all of theirs to tell
@@ -65,8 +65,9 @@ class Group:
             watch.cancel()
             await asyncio.wait({watch})
         each_s = (time.monotonic() - began) / len(self.attempts)
+        seconds = metrics.JOB_SECONDS.labels(kind=self._kind.name)
         for _ in self.attempts:
-            metrics.JOB_SECONDS.labels(kind=self._kind.name).observe(each_s)
+            seconds.observe(each_s)
         return self
 
     async def settle(self) -> None:
@@ -84,35 +85,49 @@ class Group:
             await asyncio.to_thread(self._until_settled.close)
 
     async def _complete(self, done: Sequence[tuple[Attempt, RunnerAnswer]]) -> None:
-        """Results as one command; each by itself where one of them cannot be had or taken as it is."""
-        completions = await asyncio.gather(*(self._completion(*one) for one in done))
-        if len(done) > 1 and all(isinstance(one, Completion) for one in completions):
+        """Results as one command; each by itself where together they are not taken."""
+        brought = await self._moved(self._completion(*one) for one in done)
+        completions: list[tuple[Attempt, Completion]] = []
+        for (attempt, _), one in zip(done, brought, strict=True):
+            if isinstance(one, Completion):
+                completions.append((attempt, one))
+            else:
+                await attempt.settle(one)
+        if len(completions) > 1:
             try:
-                await self._say([one for one in completions if isinstance(one, Completion)])
+                await self._say([one for _, one in completions])
             except StoreUnavailable:
                 raise
             except (Rejection, NotStorable, CommandRefused) as error:
-                log.info("results_brought_one_by_one", jobs=len(done), error=repr(error))
+                log.info("results_brought_one_by_one", jobs=len(completions), error=repr(error))
             else:
-                for attempt, _ in done:
+                taken = 0
+                for attempt, _ in completions:
                     job, _, _ = await self._services.commands.state(jobs.AGGREGATE, attempt.job_id, read_tail=False)
-                    await attempt.conclude(job)
+                    taken += await attempt.conclude(job)
+                log.info("attempts_ended", kind=self._kind.name, status="completed", jobs=taken)
                 return
-        for attempt, answer in done:
-            await attempt.settle(answer)
+        for attempt, completion in completions:
+            await attempt.settle(completion)
 
     async def _completion(self, attempt: Attempt, answer: RunnerAnswer) -> Completion | Exception:
         async with self._moving:
             try:
                 return await attempt.completion(answer)
-            except Exception as error:  # noqa: BLE001  # settle() meets it again, and says what it means
+            except Exception as error:  # noqa: BLE001  # settle() says what it means
                 return error
 
     async def _say(self, completions: Sequence[Completion]) -> None:
         by = by_itself(completions[0].result.worker, uuid7())
         await say(self._services, complete_jobs, CompleteJobs(completions=tuple(completions)), by, self._epoch)
 
-    async def _question(self, attempt: Attempt, directory: Path) -> JobInput | Exception:
+    async def _moved(self, moves: Iterable[Coroutine[None, None, T]]) -> list[T]:
+        """The results, in order; several at once where there are files to wait for: else a task costs more than it."""
+        if self._kind.writes:
+            return await asyncio.gather(*moves)
+        return [await move for move in moves]
+
+    async def _question(self, attempt: Attempt, directory: str) -> JobInput | Exception:
         """What the child is asked; or why it cannot be."""
         async with self._moving:
             try:
@@ -122,12 +137,8 @@ class Group:
 
     async def _answers(self, runner: Runner, asked: Sequence[JobInput | Exception]) -> list[Outcome]:
         questions = [one for one in asked if isinstance(one, JobInput)]
-        times_s = [
-            attempt.submitted.timeout_s
-            for attempt, one in zip(self.attempts, asked, strict=True)
-            if isinstance(one, JobInput)
-        ]
-        answers = await runner.run_many(questions, times_s, together=self._kind.together)
+        timeout_s = self.attempts[0].submitted.timeout_s  # of all of them, or they would not be together
+        answers = await runner.run_many(questions, timeout_s, together=self._kind.together)
         left = iter(answers)
         return [next(left) if isinstance(one, JobInput) else one for one in asked]
 
@@ -135,18 +146,9 @@ class Group:
         """Stop the child once nobody wants any of it. One that is cancelled meanwhile is refused at its end, which is
         near.
         """
-        reason = None
-        stop_by: float | None = None
-        while reason is None:
+        grace = Grace(stopping, lease)
+        while (reason := grace.why_over()) is None:  # noqa: ASYNC110  # the lease is watched by a thread
             await asyncio.sleep(PROGRESS_S)
-            if stopping.is_set() and stop_by is None:
-                stop_by = time.monotonic() + STOP_GRACE_S
-            if lease.lost:
-                reason = "lease_lost"
-            elif stop_by is not None and time.monotonic() >= stop_by:
-                reason = "worker_stopped"
         for attempt in self.attempts:
             attempt.stop(reason)
-        while True:  # as Attempt does
-            runner.cancel()
-            await asyncio.sleep(PROGRESS_S)
+        await keep_cancelling(runner)

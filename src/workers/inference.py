@@ -63,9 +63,8 @@ class Worker:
         self.name = f"worker:{uuid7()}"
         self._services = services
         self._kinds = list(kinds)
-        self._ours: set[UUID] = (
-            set()
-        )  # candidates that a slot has in hand: offered again meanwhile, they are no other's
+        # Candidates that a slot has in hand: offered again meanwhile, they are no other's.
+        self._ours: set[UUID] = set()
 
     async def run(self, stopping: asyncio.Event, lease: Lease) -> None:
         async with asyncio.TaskGroup() as slots:
@@ -142,7 +141,7 @@ class Worker:
         kind = KINDS[due[0].submitted.kind]
         try:
             room = kind.weight_max - kind.weight(due[0].submitted.params)
-            if room > 0:
+            if room > 0 and due[0].number == 1:
                 with suppress(RedisError):
                     due += await self._due(await self._services.hints.take_more(kind.name, count=room))
             fitting = _fitting(due, kind)
@@ -190,6 +189,10 @@ class Worker:
                 claim = await self._claimed(one, lease)
             except (QueueIsBusy, QueueIsPaused):
                 return attempts, due[number:]
+            except psycopg.Error:
+                if not attempts:
+                    raise
+                return attempts, due[number:]  # those that it holds are run, whatever became of the others
             if claim is not None:
                 attempts.append(claim)
         return attempts, ()
@@ -254,12 +257,18 @@ class Worker:
 
 
 def _fitting(due: Sequence["_Due"], kind: Kind) -> list["_Due"]:
-    """The first of them, and as many others as run together with it."""
-    fitting = list(due[:1])
-    room = kind.weight_max - kind.weight(due[0].submitted.params)
+    """The first of them, and as many others as run together with it.
+
+    Only what has the same time, and only first attempts: whoever was in the way of the others, or had them in its way,
+    is alone the next time.
+    """
+    first = due[0]
+    fitting = [first]
+    room = kind.weight_max - kind.weight(first.submitted.params)
     for one in due[1:]:
         weight = kind.weight(one.submitted.params)
-        if weight <= room:
+        together = one.number == first.number == 1 and one.submitted.timeout_s == first.submitted.timeout_s
+        if together and weight <= room:
             room -= weight
             fitting.append(one)
     return fitting

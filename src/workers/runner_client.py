@@ -49,6 +49,13 @@ class RunnerOutOfMemory(KindFailed):
         super().__init__("out_of_memory", message, retryable=False)
 
 
+class RunnerCrowdedOut(KindFailed):
+    """The job's time passed while those before it in its group ran, or before it could have all of it."""
+
+    def __init__(self) -> None:
+        super().__init__("crowded_out", "its time passed while others of its group ran", retryable=True)
+
+
 class RunnerCancelled(KindFailed):
     """`cancel` was called while the job ran."""
 
@@ -98,7 +105,7 @@ class Runner:
         Raises:
             KindFailed: the kind says why; or RunnerTimedOut, RunnerDied, RunnerOutOfMemory, RunnerCancelled.
         """
-        [said] = await self.run_many([job], [timeout_s], on_progress)
+        [said] = await self.run_many([job], timeout_s, on_progress)
         if isinstance(said, KindFailed):
             raise said
         return said
@@ -106,15 +113,15 @@ class Runner:
     async def run_many(
         self,
         jobs: Sequence[JobInput],
-        timeouts_s: Sequence[float],
+        timeout_s: float,
         on_progress: OnProgress | None = None,
         *,
         together: bool = False,
     ) -> list[RunnerAnswer | KindFailed]:
-        """Run `jobs` (at most BATCH_JOBS_MAX) one after another, each in its own time; for jobs so short that asking
-        one by one would cost more than they do. One that fails leaves the others right: those behind it run on the
-        next child. `together` lets their kind run them all at once, in the longest time of any; where the child does
-        not outlive that, they run one after another.
+        """Run `jobs` (at most BATCH_JOBS_MAX) one after another, all in `timeout_s` once the child is up; for jobs so
+        short that asking one by one would cost more than they do. One that fails leaves the others right: those behind
+        it run on the next child, or are crowded out when the time is up. `together` lets their kind run them all at
+        once; where the child does not outlive that, they run one after another.
 
         Raises:
             RunnerDied: the child cannot be started, which is no job's fault.
@@ -122,6 +129,7 @@ class Runner:
         if len(jobs) > BATCH_JOBS_MAX:
             raise ValueError(f"{len(jobs)} jobs at once are more than {BATCH_JOBS_MAX}")
         said: list[RunnerAnswer | KindFailed] = []
+        time_up: float | None = None
         async with self._turn:
             self._cancelled = False
             while len(said) < len(jobs):  # each round but the one of all at once answers at least one
@@ -129,13 +137,20 @@ class Runner:
                     said += [RunnerCancelled() for _ in jobs[len(said) :]]
                     break
                 await self._start()
-                left, times_s = jobs[len(said) :], timeouts_s[len(said) :]
+                left = [_bounded(job, timeout_s) for job in jobs[len(said) :]]
                 at_once, together = together and len(left) > 1, False
+                had_all = time_up is None and not at_once
+                time_up = time_up or asyncio.get_running_loop().time() + timeout_s
+                ask = self._at_once if at_once else self._in_turn
+                before = len(said)
                 try:
-                    if at_once:
-                        await self._at_once(left, max(times_s), said)
-                    else:
-                        await self._in_turn(left, times_s, on_progress, said)
+                    async with asyncio.timeout_at(time_up):
+                        await ask(left, on_progress, said)
+                except TimeoutError:
+                    await self._child.kill()
+                    if had_all and len(said) == before:
+                        said.append(RunnerTimedOut(timeout_s))
+                    said += [RunnerCrowdedOut() for _ in jobs[len(said) :]]
                 except KindFailed as failed:
                     await self._child.kill()
                     if not at_once:
@@ -165,37 +180,28 @@ class Runner:
             raise RunnerDied(f"was not ready within {STARTUP_S_MAX:g} s") from error
 
     async def _in_turn(
-        self,
-        jobs: Sequence[JobInput],
-        timeouts_s: Sequence[float],
-        on_progress: OnProgress | None,
-        said: list[RunnerAnswer | KindFailed],
+        self, jobs: Sequence[JobInput], on_progress: OnProgress | None, said: list[RunnerAnswer | KindFailed]
     ) -> None:
         """Ask for all of `jobs`, append what each led to; a failure that the child did not outlive is raised."""
-        self._child.send([encode(_bounded(job, timeout_s)) for job, timeout_s in zip(jobs, timeouts_s, strict=True)])
-        for job, timeout_s in zip(jobs, timeouts_s, strict=True):
-            said.append(await self._in_time(job, timeout_s, on_progress))
+        self._child.send([encode(job) for job in jobs])
+        for job in jobs:
+            said.append(await self._answer(job, on_progress))  # noqa: PERF401  # each counts at once: the next may raise
 
-    async def _at_once(self, jobs: Sequence[JobInput], timeout_s: float, said: list[RunnerAnswer | KindFailed]) -> None:
+    async def _at_once(
+        self, jobs: Sequence[JobInput], on_progress: OnProgress | None, said: list[RunnerAnswer | KindFailed]
+    ) -> None:
         """The same, as one question, whose answers come when all are done. A failure leaves none of them."""
-        self._child.send([encode([_bounded(job, timeout_s) for job in jobs])])
-        said += [await self._in_time(job, timeout_s, None) for job in jobs]
-
-    async def _in_time(
-        self, job: JobInput, timeout_s: float, on_progress: OnProgress | None
-    ) -> RunnerAnswer | KindFailed:
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._answer(job, on_progress)
-        except TimeoutError:
-            raise RunnerTimedOut(timeout_s) from None
-        except ChildDied as died:
-            log.warning("the runner died", job_id=job.job_id, kind=job.kind, reason=died.reason)
-            raise (RunnerCancelled() if self._cancelled else RunnerDied(died.reason, died.signal)) from died
+        self._child.send([encode(jobs)])
+        said += [await self._answer(job, on_progress) for job in jobs]
 
     async def _answer(self, job: JobInput, on_progress: OnProgress | None) -> RunnerAnswer | KindFailed:
         while True:
-            match decode_said(await self._child.receive()):
+            try:
+                said = decode_said(await self._child.receive())
+            except ChildDied as died:
+                log.warning("the runner died", job_id=job.job_id, kind=job.kind, reason=died.reason)
+                raise (RunnerCancelled() if self._cancelled else RunnerDied(died.reason, died.signal)) from died
+            match said:
                 case RunnerProgress(percent=percent, message=message):
                     if on_progress is not None:
                         on_progress(percent, message)

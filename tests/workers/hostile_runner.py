@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,8 @@ def run(job: JobInput, progress: Progress) -> JobOutput:
             import numpy as np
 
             np.empty(4 << 30, np.uint8)  # never touched, so that it costs nothing where it is allowed
+        case "sleep":
+            time.sleep(60)
         case "bug":
             raise ValueError("secret detail")
         case "fail":
@@ -54,7 +57,9 @@ def run(job: JobInput, progress: Progress) -> JobOutput:
 
 
 def run_many(jobs: Sequence[JobInput], progress: Progress) -> list[JobOutput | KindFailed]:
-    """Each tells how many there were; `fail` alone fails, and a `bug` or an `abort` is everybody's."""
+    """Each tells how many there were; `fail` alone fails; `bug`, `abort` and `sleep` are everybody's."""
+    if any(job.params["do"] == "sleep" for job in jobs):
+        time.sleep(60)
     if any(job.params["do"] == "bug" for job in jobs):
         raise ValueError("secret detail")
     if any(job.params["do"] == "abort" for job in jobs):

@@ -1,16 +1,26 @@
 """Short jobs that a worker claims and runs together: each is done once, and one that fails fails alone."""
 
 import asyncio
+import hashlib
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+import psycopg
+import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from tests.conftest_service import Processes, Service, until
 
 from sightline.adapters.event_store.codec import Recorded
 from sightline.commands import queues
-from sightline.workers.inference import Worker
+from sightline.domain.kinds import KINDS
+from sightline.workers.attempt import Attempt
+from sightline.workers.group import Group
+from sightline.workers.inference import Worker, _fitting
 from sightline.workers.leases import Lease
+from sightline.workers.runner_messages import Output, RunnerAnswer
 
 
 @pytest_asyncio.fixture
@@ -140,6 +150,71 @@ async def test_more_than_may_run_at_once_are_not_started_together(service: Servi
     assert await service.services.hints.take(["noop"], count=10, timeout_s=0.05) == []
     worker._let_go(attempts)
     assert await service.services.hints.take(["noop"], count=10, timeout_s=5) == job_ids[3:]
+    lease.stop()
+
+
+async def test_only_what_has_the_same_time_runs_together(service: Service, lease: Lease) -> None:
+    """The time of all of them runs from their start, which is one."""
+    long = [await service.submit(timeout_s=60) for _ in range(3)]
+    short = [await service.submit(timeout_s=30) for _ in range(2)]
+    worker = Worker(service.services)
+    for same in (long, short):
+        assert [one.job_id for one in await worker._attempts(asyncio.Event(), lease)] == same
+    lease.stop()
+
+
+async def test_whoever_is_tried_again_is_alone(service: Service) -> None:
+    """What made it fail may have been its neighbours, and theirs may have been it."""
+    worker = Worker(service.services)
+    first, second, third = await worker._due(await _submitted(service, 3))
+    again = replace(first, number=2)
+    kind = KINDS["noop"]
+    assert _fitting([again, second, third], kind) == [again]
+    assert _fitting([second, again, third], kind) == [second, third]
+
+
+async def test_a_database_that_goes_away_between_two_claims_leaves_what_is_held(
+    service: Service, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody would run them, and their worker would keep them for as long as it lives."""
+    limits = queues.SetQueueLimits(kind="noop", running_max=8, starts_per_minute_max=None)
+    await service.run(queues.set_queue_limits, limits)
+    job_ids = await _submitted(service, 10)
+    worker = Worker(service.services)
+    claimed, left = worker._claimed, iter(range(3))
+
+    async def until_it_goes(*given: Any) -> Attempt | None:
+        if next(left, None) is None:
+            raise psycopg.OperationalError("the connection is lost")
+        return await claimed(*given)
+
+    monkeypatch.setattr(worker, "_claimed", until_it_goes)
+    attempts = await worker._attempts(asyncio.Event(), lease)
+    assert [one.job_id for one in attempts] == job_ids[:3]
+    assert {(await service.job(job_id)).status for job_id in job_ids[3:]} == {"pending"}
+    with pytest.raises(psycopg.OperationalError):
+        await worker._claims(await worker._due(job_ids[3:]), lease)  # where it holds none, its slot waits
+    lease.stop()
+
+
+async def test_one_result_that_cannot_be_had_leaves_the_others_as_they_were_stored(
+    service: Service, lease: Lease, tmp_path: Path
+) -> None:
+    await _submitted(service, 3)
+    attempts = await Worker(service.services)._attempts(asyncio.Event(), lease)
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a")
+
+    def answer(said: bytes) -> RunnerAnswer:
+        return RunnerAnswer([Output("a.txt", str(path), "text/plain", 1, hashlib.sha256(said).hexdigest())], {}, {})
+
+    group = Group(service.services, attempts, lease.epoch)
+    group._outcomes = [answer(b"a"), answer(b"b"), answer(b"a")]
+    before = (await _events(service))[-1].id
+    await group.settle()
+    told = [event for event in await _events(service) if event.id > before]
+    assert [event.topic for event in told] == ["job.retry_scheduled", "job.completed", "job.completed"]
+    assert told[1].recorded_at == told[2].recorded_at, "they are one append, as they would be without the third"
     lease.stop()
 
 

@@ -219,7 +219,7 @@ async def test_through_the_confined_child(runner: Runner, model: ModelFile, tmp_
     assert isinstance(alone, RunnerAnswer)
     assert alone.manifest["count"] == 2
     jobs = [job(model, tmp_path / f"j{n}", "nul\0inside", "b") for n in range(3)]
-    together = await runner.run_many(jobs, [60.0] * len(jobs), together=True)
+    together = await runner.run_many(jobs, 60.0, together=True)
     for one, answer in zip(jobs, together, strict=True):
         assert isinstance(answer, RunnerAnswer)
         assert answer.receipt is not None

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +15,7 @@ from sightline.workers.kinds import JobInput, KindFailed
 from sightline.workers.runner_client import (
     Runner,
     RunnerCancelled,
+    RunnerCrowdedOut,
     RunnerDied,
     RunnerOutOfMemory,
     RunnerTimedOut,
@@ -245,19 +245,36 @@ async def test_many_jobs_in_one_go_and_only_the_guilty_fail(runner: Runner) -> N
     jobs = [noop() for _ in range(100)]
     jobs[10] = noop(fail=True)
     jobs[20] = hostile("abort")
-    jobs[30] = noop(sleep_s=60)
     jobs[99] = hostile("memory")
-    said = await runner.run_many(jobs, [0.5] * len(jobs))
+    said = await runner.run_many(jobs, 60)
     kinds = [type(one) for one in said]
     assert kinds[10] is KindFailed
     assert kinds[20] is RunnerDied
-    assert kinds[30] is RunnerTimedOut
     assert kinds[99] is RunnerOutOfMemory
-    assert all(kind is RunnerAnswer for n, kind in enumerate(kinds) if n not in {10, 20, 30, 99})
+    assert all(kind is RunnerAnswer for n, kind in enumerate(kinds) if n not in {10, 20, 99})
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_what_lies_behind_a_job_that_overruns_is_crowded_out_and_may_be_tried_again(
+    runner: Runner, *, together: bool
+) -> None:
+    """Their time passed as well; nobody says of them that they overran."""
+    await runner.start()
+    first = await runner.run_many([hostile("sleep"), hostile("look")], 1, together=together)
+    behind = await runner.run_many([hostile("look"), hostile("sleep"), hostile("look")], 2)
+    said = first + behind
+    assert [getattr(one, "code", "done") for one in said] == [
+        "crowded_out" if together else "timeout",
+        "crowded_out",
+        "done",
+        "crowded_out",
+        "crowded_out",
+    ]
+    assert all(one.retryable for one in said if isinstance(one, RunnerCrowdedOut))
 
 
 async def test_jobs_that_are_run_at_once_are_answered_one_by_one(runner: Runner) -> None:
-    said = await runner.run_many([hostile(do) for do in ("look", "fail", "look")], [10] * 3, together=True)
+    said = await runner.run_many([hostile(do) for do in ("look", "fail", "look")], 10, together=True)
     assert [type(one) for one in said] == [RunnerAnswer, KindFailed, RunnerAnswer]
     assert isinstance(said[0], RunnerAnswer)
     assert said[0].manifest == {"together": 3}
@@ -267,7 +284,7 @@ async def test_jobs_that_are_run_at_once_are_answered_one_by_one(runner: Runner)
 async def test_what_fails_at_once_is_run_one_by_one_and_only_the_guilty_fail(
     runner: Runner, do: str, guilty: str
 ) -> None:
-    said = await runner.run_many([hostile("look"), hostile(do), hostile("look")], [10] * 3, together=True)
+    said = await runner.run_many([hostile("look"), hostile(do), hostile("look")], 10, together=True)
     assert isinstance(said[1], KindFailed)
     assert said[1].code == guilty
     for one in (said[0], said[2]):
@@ -278,7 +295,7 @@ async def test_what_fails_at_once_is_run_one_by_one_and_only_the_guilty_fail(
 async def test_a_runner_that_cannot_start_says_so_once() -> None:
     broken = Runner(memory_bytes_max=MEMORY_BYTES, module="no_such_module")
     with pytest.raises(RunnerDied):
-        await broken.run_many([noop(), noop()], [10, 10])
+        await broken.run_many([noop(), noop()], 10)
     await broken.close()
 
 
@@ -305,10 +322,3 @@ async def test_the_child_does_not_outlive_its_parent() -> None:
         assert alive(pid)
         parent.kill()
     await until(lambda: not alive(pid))
-
-
-async def test_short_jobs_in_one_go_cost_less_than_a_millisecond_each(runner: Runner) -> None:
-    await runner.start()
-    began = time.perf_counter()
-    await runner.run_many([noop() for _ in range(1000)], [10] * 1000)
-    assert time.perf_counter() - began < 1.0

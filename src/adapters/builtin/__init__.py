@@ -1,5 +1,7 @@
 """The models that ship with Sightline, each an ONNX file beside its manifest. Built by `tools/build_*.py`."""
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ class ModelManifest(Struct, frozen=True):
     serving: dict[str, Any] = field(default_factory=dict)
 
 
-def manifests() -> dict[str, ModelManifest]:
+@cache
+def manifests() -> Mapping[str, ModelManifest]:
     """Every built-in model's manifest, by name."""
     paths = sorted(DIRECTORY.glob("*.json"))
     return {path.stem: msgspec.json.decode(path.read_bytes(), type=ModelManifest) for path in paths}

@@ -73,12 +73,13 @@ def _together(jobs: Sequence[JobInput], progress: Progress) -> list[JobOutput]:
         raise KindFailed("model_failed", str(error)) from error
     watch.lap("infer_ms")
 
+    known = manifest_of(model, embedder.session)
     done = []
     first = 0
     for job, params in zip(jobs, asked, strict=True):
         own = slice(first, first + len(params.texts))
         first = own.stop
-        manifest = _manifest(job, model, manifest_of(model, embedder.session), tokens[own], embeddings.vectors)
+        manifest = _manifest(job, model, known, tokens[own], embeddings.vectors)
         output = _write(Path(job.output_dir), params, embeddings.vectors[own], manifest)
         receipt = receipt_of(embedder.session, max(embeddings.batch_sizes[own]))
         done.append(JobOutput([output], manifest, dict(watch.laps_ms), receipt))
