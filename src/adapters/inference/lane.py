@@ -163,7 +163,8 @@ class Lane:
         for one in [one for one in self._orders if one.model is model]:
             self._orders.remove(one)
             _tell(one, ModelUnusable("it was let go before it was loaded"))
-        if self.holds(model):
+        is_loading = any(one.model is model and isinstance(one.asked, Load) for one in self._sent)
+        if is_loading or self.holds(model):
             self._holds.discard(model.file.sha256)
             self._orders.append(_Sent(Unload(model.file.sha256), model))
             self.pump()
@@ -282,7 +283,7 @@ class Lane:
             case Run(), Failed():
                 self._fail(one, said)
             case Unload(), _:
-                pass
+                self._holds.discard(one.model.file.sha256)  # it may have been loading when it was let go
             case _:
                 raise ValueError(f"{type(said).__name__} answers no {type(one.asked).__name__}")
         if isinstance(said, Failed) and said.code == OUT_OF_MEMORY:

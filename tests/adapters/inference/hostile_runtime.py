@@ -11,7 +11,7 @@ from sightline.adapters.inference.runtime import answer
 from sightline.adapters.onnx import Session
 
 KILLS, LIES, SLOW = 666.0, 667.0, 668.0
-SLOW_S = 0.2
+SLOW_S = 2.0
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from sightline.adapters.inference.model import (
 from sightline.adapters.inference.queue import RequestQueue
 from sightline.adapters.inference.server import InferenceServer
 
-LONG_S = 20.0
+LONG_S = 120.0
 HOSTILE = {"module": "hostile_runtime", "environ": {"PYTHONPATH": str(Path(__file__).parent)}}
 
 
@@ -112,7 +112,7 @@ async def test_what_waits_goes_together_and_other_lengths_do_not(tmp_path: Path)
     assert sorted(found) == [1, *[5] * 5, *[6] * 6]  # the first one went alone, since nothing else was there
 
 
-@pytest.mark.parametrize(("wait_ms", "together"), [(0.0, False), (100.0, True)])
+@pytest.mark.parametrize(("wait_ms", "together"), [(0.0, False), (1_000.0, True)])
 async def test_a_model_may_ask_to_wait_for_company(tmp_path: Path, wait_ms: float, together: bool) -> None:
     file = scaled(tmp_path, 2.0, serving=Serving(wait_ms_max=wait_ms, batch_rows_max=2))
     async with serving(tmp_path) as server:
@@ -334,6 +334,23 @@ async def test_a_model_that_is_released_answers_what_is_under_way_and_goes(tmp_p
         assert [await task for task in under_way] == [0.0, 2.0, 4.0]
         assert not server.holds(file.sha256)
         assert await ask(server, file, 5) == 10.0  # and comes back where it is wanted
+
+
+async def test_a_model_that_is_let_go_while_it_loads_does_not_stay(tmp_path: Path) -> None:
+    """As where another device could not load it."""
+    first, second = scaled(tmp_path, 2.0), scaled(tmp_path, 3.0)
+    async with serving(tmp_path) as server:
+        await server.load(first)
+        [lane] = server._lanes
+        async with stopped(server):
+            loading = asyncio.create_task(server.load(second))
+            await until(lambda: lane.in_flight == 1)
+            model = server._models[second.sha256]
+            server._let_go(model)
+        await loading
+        await until(lambda: lane.in_flight == 0)
+        assert not lane.holds(model)
+        assert await ask(server, second, 5) == 15.0  # and comes back where it is wanted
 
 
 async def test_models_that_cannot_be_loaded_say_why_and_hurt_nobody(tmp_path: Path) -> None:
