@@ -3,15 +3,19 @@
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -71,6 +75,20 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], name:
         lines += ["", note]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+
+
+@contextmanager
+def picture(name: str) -> Iterator["Axes"]:
+    """Axes to draw on; kept as results/NAME.png."""
+    import matplotlib as mpl  # noqa: PLC0415  # half a second that only pictures need
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415  # after use()
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    yield axes
+    figure.savefig(RESULTS / f"{name}.png", dpi=130)
+    plt.close(figure)
 
 
 def keep(name: str, cells: Mapping[str, Mapping[Any, Cell]]) -> None:

@@ -287,26 +287,19 @@ def report(cells: dict[str, dict[Load, Cell]], loads: Sequence[Load], *, rounds:
 
 
 def plot(cells: dict[str, dict[Load, Cell]], loads: Sequence[Load]) -> None:
-    import matplotlib as mpl  # noqa: PLC0415  # half a second that only the plot needs
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415  # after use()
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for name, style in (("sightline", "o-"), ("pgbench", "s--"), ("eventsourcing", "^:")):
-        row = [cells[name][load] for load in loads]
-        medians = [cell.median for cell in row]
-        spread = [[cell.median - cell.low for cell in row], [cell.high - cell.median for cell in row]]
-        axes.errorbar([load.writers for load in loads], medians, yerr=spread, fmt=style, capsize=3, label=name)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks([load.writers for load in loads], [str(load.writers) for load in loads])
-    axes.set_xlabel("writers in one process")
-    axes.set_ylabel("durable appends per second")
-    axes.grid(which="both", alpha=0.3)
-    axes.legend()
-    figure.savefig(measure.RESULTS / "p1.png", dpi=130)
-    plt.close(figure)
+    with measure.picture("p1") as axes:
+        for name, style in (("sightline", "o-"), ("pgbench", "s--"), ("eventsourcing", "^:")):
+            row = [cells[name][load] for load in loads]
+            medians = [cell.median for cell in row]
+            spread = [[cell.median - cell.low for cell in row], [cell.high - cell.median for cell in row]]
+            axes.errorbar([load.writers for load in loads], medians, yerr=spread, fmt=style, capsize=3, label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks([load.writers for load in loads], [str(load.writers) for load in loads])
+        axes.set_xlabel("writers in one process")
+        axes.set_ylabel("durable appends per second")
+        axes.grid(which="both", alpha=0.3)
+        axes.legend()
 
 
 @click.command()

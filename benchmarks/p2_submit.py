@@ -356,26 +356,19 @@ def profile(*, seconds: float, loads: Sequence[int] = PROFILED_LOADS) -> None:
 
 
 def plot(cells: dict[str, dict[int, Cell]], loads: Sequence[int]) -> None:
-    import matplotlib as mpl  # noqa: PLC0415  # half a second that only the plot needs
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415  # after use()
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for name, label, style in (("sightline", "sightline", "o-"), ("peer", "FastAPI + SQLAlchemy + SAQ", "^:")):
-        row = [cells[name][load] for load in loads]
-        medians = [cell.median for cell in row]
-        spread = [[cell.median - cell.low for cell in row], [cell.high - cell.median for cell in row]]
-        axes.errorbar(loads, medians, yerr=spread, fmt=style, capsize=3, label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(loads, [str(load) for load in loads])
-    axes.set_xlabel("connections")
-    axes.set_ylabel("accepted jobs per second")
-    axes.grid(which="both", alpha=0.3)
-    axes.legend()
-    figure.savefig(measure.RESULTS / "p2.png", dpi=130)
-    plt.close(figure)
+    with measure.picture("p2") as axes:
+        for name, label, style in (("sightline", "sightline", "o-"), ("peer", "FastAPI + SQLAlchemy + SAQ", "^:")):
+            row = [cells[name][load] for load in loads]
+            medians = [cell.median for cell in row]
+            spread = [[cell.median - cell.low for cell in row], [cell.high - cell.median for cell in row]]
+            axes.errorbar(loads, medians, yerr=spread, fmt=style, capsize=3, label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(loads, [str(load) for load in loads])
+        axes.set_xlabel("connections")
+        axes.set_ylabel("accepted jobs per second")
+        axes.grid(which="both", alpha=0.3)
+        axes.legend()
 
 
 @click.command()

@@ -252,25 +252,18 @@ def report(cells: dict[str, dict[int, Cell]], sizes: Sequence[int], *, rounds: i
 
 
 def plot(cells: dict[str, dict[int, Cell]], sizes: Sequence[int]) -> None:
-    import matplotlib as mpl  # noqa: PLC0415  # half a second that only the plot needs
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415  # after use()
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for subject, style in zip(SUBJECTS, ("o-", "s--", "^:"), strict=True):
-        row = [cells[subject][size] for size in sizes]
-        spread = [[cell.median - cell.low for cell in row], [cell.high - cell.median for cell in row]]
-        axes.errorbar(sizes, [cell.median for cell in row], yerr=spread, fmt=style, capsize=3, label=subject)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    axes.set_xlabel("events in the log")
-    axes.set_ylabel("events projected per second")
-    axes.grid(which="both", alpha=0.3)
-    axes.legend()
-    figure.savefig(measure.RESULTS / "p5.png", dpi=130)
-    plt.close(figure)
+    with measure.picture("p5") as axes:
+        for subject, style in zip(SUBJECTS, ("o-", "s--", "^:"), strict=True):
+            row = [cells[subject][size] for size in sizes]
+            spread = [[cell.median - cell.low for cell in row], [cell.high - cell.median for cell in row]]
+            axes.errorbar(sizes, [cell.median for cell in row], yerr=spread, fmt=style, capsize=3, label=subject)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.set_xlabel("events in the log")
+        axes.set_ylabel("events projected per second")
+        axes.grid(which="both", alpha=0.3)
+        axes.legend()
 
 
 @click.command()

@@ -214,25 +214,18 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 def plot(by_share: dict[float, list[float]]) -> None:
     """How many of the commands could be read after so many milliseconds."""
-    import matplotlib as mpl  # noqa: PLC0415  # half a second that only the plot needs
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415  # after use()
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for share, lags in by_share.items():
-        left = [1 - (number + 0.5) / len(lags) for number in range(len(lags))]
-        axes.plot(lags, left, label=f"{share:.0%} of the full rate")
-    axes.axvline(GOAL_P99_MS, color="grey", linestyle=":")
-    axes.axhline(0.01, color="grey", linestyle=":")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("ms from commit to readable")
-    axes.set_ylabel("share of commands that took longer")
-    axes.grid(which="both", alpha=0.3)
-    axes.legend()
-    figure.savefig(measure.RESULTS / "p8.png", dpi=130)
-    plt.close(figure)
+    with measure.picture("p8") as axes:
+        for share, lags in by_share.items():
+            left = [1 - (number + 0.5) / len(lags) for number in range(len(lags))]
+            axes.plot(lags, left, label=f"{share:.0%} of the full rate")
+        axes.axvline(GOAL_P99_MS, color="grey", linestyle=":")
+        axes.axhline(0.01, color="grey", linestyle=":")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("ms from commit to readable")
+        axes.set_ylabel("share of commands that took longer")
+        axes.grid(which="both", alpha=0.3)
+        axes.legend()
 
 
 @click.group()

@@ -193,18 +193,11 @@ def report(taken: dict[Subject, list[float]], *, seconds: float) -> None:
 
 
 def plot(taken: dict[Subject, list[float]]) -> None:
-    import matplotlib as mpl  # noqa: PLC0415  # half a second that only the plot needs
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415  # after use()
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    axes.boxplot(list(taken.values()), tick_labels=[str(subject).replace(", ", ",\n") for subject in taken])
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("durable appends per second")
-    axes.grid(axis="y", alpha=0.3)
-    figure.savefig(measure.RESULTS / "p9.png", dpi=130)
-    plt.close(figure)
+    with measure.picture("p9") as axes:
+        axes.boxplot(list(taken.values()), tick_labels=[str(subject).replace(", ", ",\n") for subject in taken])
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("durable appends per second")
+        axes.grid(axis="y", alpha=0.3)
 
 
 @click.command()

@@ -1,8 +1,9 @@
 """A job that does nothing, for SAQ, arq, Celery and Procrastinate; each as its own documentation sets it up.
 
-Run in `.venv-peers`: `SYSTEM=saq noop_jobs.py fill COUNT` fills a queue, `… wait COUNT` has jobs done one by one and
-prints after how many milliseconds each ran. The workers are started by p3_jobs.py with each system's own command. A job
-that is done appends eight bytes, the machine's clock in nanoseconds, to the file that TIMES names: one short write.
+Run in `.venv-peers`: `SYSTEM=saq noop_jobs.py fill COUNT` fills a queue; `… wait COUNT` has jobs done one by one and
+prints after how many milliseconds each ran, `… told COUNT` after how many its client was told. The workers are started
+by p3_jobs.py with each system's own command. A job that is done appends eight bytes, the machine's clock in
+nanoseconds, to the file that TIMES names: one short write.
 """
 
 import asyncio
@@ -91,9 +92,7 @@ async def fill(count: int) -> None:
 
 
 async def wait(count: int) -> list[int]:
-    """SAQ's alone: when each job was enqueued, one after another. A client that waits for a result polls, and knows
-    half a second later; when it ran is in the file.
-    """
+    """SAQ's alone: when each job was enqueued, one after another; when it ran is in the file."""
     queue, began = settings["queue"], []
     await queue.connect()
     for number in range(count):
@@ -106,9 +105,23 @@ async def wait(count: int) -> list[int]:
     return began
 
 
+async def told(count: int) -> list[float]:
+    """SAQ's alone: milliseconds until each job's result is there, waited for as SAQ does, at its own pace."""
+    queue, took_ms = settings["queue"], []
+    await queue.connect()
+    for _ in range(count):
+        began = time.perf_counter()
+        await queue.apply("noop")
+        took_ms.append((time.perf_counter() - began) * 1000)
+    await queue.disconnect()
+    return took_ms
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "fill":
         asyncio.run(fill(int(sys.argv[2])))
+    elif sys.argv[1] == "told":
+        print(json.dumps(asyncio.run(told(int(sys.argv[2])))))
     else:
         asked = asyncio.run(wait(int(sys.argv[2])))
         stamps = struct.unpack(f"={len(asked)}q", Path(os.environ["TIMES"]).read_bytes())
