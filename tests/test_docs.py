@@ -194,7 +194,7 @@ def failure_codes(source: str) -> set[str]:
                 for word in node.keywords
                 if word.arg == "code" and isinstance(word.value, ast.Constant)
             }
-        elif isinstance(node, ast.AsyncFunctionDef) and node.name == "_why_over":
+        elif isinstance(node, ast.FunctionDef) and node.name == "why_over":
             returned = [one.value for one in ast.walk(node) if isinstance(one, ast.Return)]
             found |= {one.value for one in returned if isinstance(one, ast.Constant)}
     return {code for code in found if isinstance(code, str)}

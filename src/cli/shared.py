@@ -87,13 +87,8 @@ def operator() -> "Caller":
     from ..domain.kernel import Caller  # noqa: PLC0415  # as above
 
     command_id = uuid7()
-    return Caller(
-        actor="operator",
-        now=datetime.now(UTC),
-        command_id=command_id,
-        correlation_id=f"cli:{command_id}",
-        causation_id=f"command:{command_id}",
-    )
+    now, correlation_id = datetime.now(UTC), f"cli:{command_id}"
+    return Caller.of_itself("operator", now=now, command_id=command_id, correlation_id=correlation_id)
 
 
 def run_async(work: Awaitable[None]) -> None:

@@ -12,15 +12,16 @@ from uuid import UUID, uuid4
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ..adapters.event_store.writer import StoreBusy
 from ..adapters.passwords import Passwords
 from ..adapters.tokens import Tokens
 from ..adapters.vault import Vault
 from ..domain import api_keys, emails, users
 from ..domain.access import Credential, NotAuthenticated, Rights
-from ..domain.kernel import Aggregate, Caller, Invalid, NotFound, Rejection
+from ..domain.kernel import Aggregate, Caller, Invalid, InvalidState, NotFound, Rejection
 from ..domain.sealed import Sealed
 from ..domain.users import User
-from .transact import Commands, Receipt, S
+from .transact import Commands, Contended, Receipt, S
 from .users import PASSWORD, RecordLogin, record_login
 
 WORDS = "no user has this email and this password"
@@ -74,6 +75,7 @@ class Authentication:
         Raises:
             BadCredentials: nobody has, or not any more.
             HashingBusy: too many wait for their password to be checked.
+            StoreBusy, StoreUnavailable: the login could not be recorded now.
         """
         user_id, user = await self._user_of(email)
         known = await self._vault.open_one(PASSWORD, user.password or self._nothing)
@@ -85,8 +87,10 @@ class Authentication:
         own = replace(caller, actor=users.actor_of(user_id), grant=None, credential=None)
         try:
             receipt = await self._commands.execute(record_login, command, own)
-        except Rejection as error:  # Deactivated, or given another password, while this one was checked.
+        except (NotFound, InvalidState) as error:  # Deactivated, or given another password, meanwhile.
             raise BadCredentials(WORDS) from error
+        except Contended as error:  # which would be answered with 409, and of a login there is nothing to look at again
+            raise StoreBusy("others changed this user at the same moment", retry_after_s=1) from error
         token, expires_at = self._tokens.issue(user_id, receipt.state.generation)
         return LoggedIn(token, expires_at, user_id, receipt)
 

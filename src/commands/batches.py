@@ -51,7 +51,6 @@ class SubmitBatch(Struct, frozen=True, kw_only=True):
     priority: int = jobs.PRIORITY_DEFAULT
     timeout_s: int = jobs.TIMEOUT_S_DEFAULT
     attempts_max: int = jobs.ATTEMPTS_DEFAULT
-    callback_url: str | None = None
     not_before: datetime | None = None
     pending_max: int
 
@@ -82,8 +81,8 @@ async def submit_batch(tx: Transaction, command: SubmitBatch) -> Loaded[Batch]:
             batch.state, owner=tx.caller.actor, kind=command.kind, total=len(command.members), now=tx.caller.now
         ),
     )
-    # All that may be refused comes before the first job: a refusal that rests on a cache is looked at again, and so is
-    # every stream that was touched by then.
+    # All that may be refused comes before the first job: before a refusal that rests on a cache, every stream that was
+    # touched by then is asked whether it moved.
     params = await _parsed(command)
     if command.session_id is not None:
         sessions.require_active(await tx.look(sessions.AGGREGATE, command.session_id), tx.caller.now)
@@ -104,7 +103,6 @@ async def submit_batch(tx: Transaction, command: SubmitBatch) -> Loaded[Batch]:
             priority=command.priority,
             timeout_s=command.timeout_s,
             attempts_max=command.attempts_max,
-            callback_url=command.callback_url,
             counted=await quotas.reserve_job(tx, job.stream_id),
             not_before=command.not_before,
             ref=one.ref,

@@ -7,6 +7,8 @@ from uuid import UUID
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ..adapters.event_store.writer import StoreBusy, StoreUnavailable
+from ..domain.access import NotAuthenticated
 from ..domain.kernel import Caller, Rejection, derived_id
 from .jobs import RequeueJob, requeue_job
 from .transact import Commands
@@ -31,6 +33,10 @@ class Requeued(Struct, frozen=True):
 async def requeue_all(commands: Commands, letters: Sequence[tuple[UUID, int]], caller: Caller) -> Requeued:
     """Requeue each (job, attempt that was its last), AT_ONCE at a time. The same letter again is the same command:
     whoever repeats this, or was cut off, requeues none twice.
+
+    Raises:
+        StoreBusy, StoreUnavailable, psycopg.OperationalError: the log takes nothing now; some may be requeued already.
+        NotAuthenticated: the caller is nobody any more.
     """
     requeued, skipped, position = 0, dict[str, int](), 0
     left = iter(letters)
@@ -42,6 +48,8 @@ async def requeue_all(commands: Commands, letters: Sequence[tuple[UUID, int]], c
             own = replace(caller, command_id=command_id, request_digest="", earlier_digests=())
             try:
                 receipt = await commands.execute(requeue_job, RequeueJob(job_id=job_id), own)
+            except (StoreBusy, StoreUnavailable, NotAuthenticated):
+                raise  # says nothing of this letter, and would be said of all that are left
             except Rejection as rejection:
                 skipped[rejection.code] = skipped.get(rejection.code, 0) + 1
                 continue
@@ -50,7 +58,10 @@ async def requeue_all(commands: Commands, letters: Sequence[tuple[UUID, int]], c
             else:
                 requeued, position = requeued + 1, max(position, receipt.position)
 
-    async with asyncio.TaskGroup() as workers:
-        for _ in range(min(AT_ONCE, len(letters))):
-            workers.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(min(AT_ONCE, len(letters))):
+                workers.create_task(work())
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group  # what each of them met; a group has no answer of its own at the door
     return Requeued(requeued, skipped, position)

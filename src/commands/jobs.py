@@ -38,8 +38,6 @@ class SubmitJob(Struct, frozen=True, kw_only=True):
     inputs: tuple[UUID, ...] = ()
     params: dict[str, Any] = {}
     session_id: UUID | None = None
-    project_id: UUID | None = None
-    batch_id: UUID | None = None
     model_version_id: UUID | None = None
     priority: int = jobs.PRIORITY_DEFAULT
     timeout_s: int = jobs.TIMEOUT_S_DEFAULT
@@ -83,8 +81,6 @@ async def submit_job(tx: Transaction, command: SubmitJob) -> Loaded[Job]:
         inputs=command.inputs,
         params=params,
         session_id=command.session_id,
-        project_id=command.project_id,
-        batch_id=command.batch_id,
         model_version_id=version_id,
         model_sha256=sha256,
         priority=command.priority,

@@ -88,14 +88,7 @@ async def _deactivate(commands: Commands, subject: UUID, now: datetime) -> None:
     claim, _, _ = await commands.state(emails.AGGREGATE, emails.claim_id(subject), read_tail=True)
     if claim.user_id is None:
         return
-    command_id = uuid4()
-    caller = Caller(
-        actor="system",
-        now=now,
-        command_id=command_id,
-        correlation_id=f"erasure:{subject}",
-        causation_id=f"command:{command_id}",
-    )
+    caller = Caller.of_itself("system", now=now, command_id=uuid4(), correlation_id=f"erasure:{subject}")
     await commands.execute(deactivate_user, DeactivateUser(user_id=claim.user_id, release=True), caller)
 
 

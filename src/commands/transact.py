@@ -25,7 +25,7 @@ from ..adapters.vault import Vault
 from ..domain import api_keys, users
 from ..domain.events import kind_of
 from ..domain.kernel import Aggregate, Caller, Invalid, NotFound, Rejection
-from .freshness import Freshness
+from .freshness import QUESTIONS_MAX, Freshness
 from .transaction import KeptResult, Loaded, Queued, States, Transaction
 
 S = TypeVar("S")
@@ -125,8 +125,8 @@ class Commands:
                     turns.add(queue.stream_id)
                     continue
                 except Rejection:
-                    if tx.rests_on_cache and not tx.streams <= doubted:
-                        doubted |= tx.streams  # Look again before saying no.
+                    if tx.rests_on_cache and (moved := await _moved(self, tx) - doubted):
+                        doubted |= moved  # Look again before saying no.
                         continue
                     # Perhaps refused only because it was granted before, and its answer never came.
                     if (known := await self._replay(tx, caller)) is not None:
@@ -142,11 +142,11 @@ class Commands:
                 metrics.DECISIONS_REPEATED.inc()
                 if decisions >= DECISIONS_MAX:
                     raise Contended(f"others wrote first {DECISIONS_MAX} times in a row")
-                doubted |= tx.streams
+                doubted |= await _moved(self, tx)
                 turns |= {one.stream_id for one in tx.written()}
                 if decisions > 1:
                     # What it merely looks at is hot: let those who write it wait, this once.
-                    turns |= tx.streams
+                    turns |= doubted
 
     async def _settled(self, tx: Transaction, answer: Loaded[S], outcome: Appended | Repeat | Blocked) -> Receipt[S]:
         if isinstance(outcome, Blocked):
@@ -280,6 +280,17 @@ async def _require_live(caller: Caller, state_of: Callable[[Aggregate[Any], UUID
         users.require_live(user, credential.generation)
     else:
         api_keys.require_live(await state_of(api_keys.AGGREGATE, credential.key_id), user, caller.now)
+
+
+async def _moved(commands: Commands, tx: Transaction) -> set[UUID]:
+    """The streams that are past what a decision saw of them: a batch rests on ten thousand, of which one moved."""
+    seen = tx.seen
+    if len(seen) == 1:
+        return {seen[0][0]}  # to read it is to ask
+    moved = set[UUID]()
+    for start in range(0, len(seen), QUESTIONS_MAX):
+        moved |= await commands.store.reader.moved(seen[start : start + QUESTIONS_MAX])
+    return moved
 
 
 def _remember(states: States, stream_id: UUID, state: Any, version: int) -> None:

@@ -178,8 +178,9 @@ class Transaction:
             require_own(grant.reach, owner=owner_of(loaded.state), actor=self.caller.actor, permission=grant.permission)
 
     @property
-    def streams(self) -> set[UUID]:
-        return set(self._loaded)
+    def seen(self) -> list[tuple[UUID, int]]:
+        """The streams that the decision rests on, each at the version that it was seen at."""
+        return [(one.stream_id, one.version) for one in self._loaded.values()]
 
     @property
     def rests_on_cache(self) -> bool:

@@ -24,6 +24,7 @@ UNIQUE_KEY_CHARS_MAX = 200
 REF_CHARS_MAX = 200
 
 Status = Literal["pending", "processing", "completed", "failed", "cancelled", "expired", "deleted"]
+TERMINAL: frozenset[Status] = frozenset({"completed", "failed", "cancelled", "expired", "deleted"})
 
 
 class Artifact(Struct, frozen=True, kw_only=True):
@@ -267,7 +268,6 @@ def submit(
     inputs: tuple[UUID, ...] = (),
     params: dict[str, Any] | None = None,
     session_id: UUID | None = None,
-    project_id: UUID | None = None,
     batch_id: UUID | None = None,
     model_version_id: UUID | None = None,
     model_sha256: str | None = None,
@@ -308,7 +308,6 @@ def submit(
             inputs=inputs,
             params=params or {},
             session_id=session_id,
-            project_id=project_id,
             batch_id=batch_id,
             model_version_id=model_version_id,
             model_sha256=model_sha256,
@@ -379,7 +378,7 @@ def is_due(job: Job, now: datetime) -> bool:
 
 
 def is_terminal(job: Job) -> bool:
-    return job.status in {"completed", "failed", "cancelled", "expired", "deleted"}
+    return job.status in TERMINAL
 
 
 def require_present(job: Job) -> JobSubmitted:

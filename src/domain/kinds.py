@@ -155,7 +155,7 @@ def require_known(name: str) -> Kind:
     """Raises: UnknownKind: no such kind."""
     found = KINDS.get(name)
     if found is None:
-        raise UnknownKind(f"{name!r} is not one of {', '.join(sorted(KINDS))}")
+        raise UnknownKind(f"there are {', '.join(sorted(KINDS))}")  # and no word of the caller's own
     return found
 
 

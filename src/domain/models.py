@@ -16,10 +16,10 @@ NAME_CHARS_MAX = 200
 ERROR_CHARS_MAX = 1000
 FRAMEWORKS = frozenset({"onnx", "transformers", "torch"})
 
-_HF_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
-_HF_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,127}")
-_URI = re.compile(r"builtin:[a-z0-9][a-z0-9-]{0,63}|s3://[a-z0-9][a-z0-9.-]{1,62}/[A-Za-z0-9_./-]{1,512}")
-_TASK = re.compile(r"[a-z][a-z0-9-]{0,63}")
+HF_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+HF_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,127}")
+URI = re.compile(r"builtin:[a-z0-9][a-z0-9-]{0,63}|s3://[a-z0-9][a-z0-9.-]{1,62}/[A-Za-z0-9_./-]{1,512}")
+TASK = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
 
 # Events. A tag is stored for ever: rename the class if you must, never the tag; new fields get a default.
@@ -159,15 +159,15 @@ def register(
         raise Invalid(f"a model's name has 1 to {NAME_CHARS_MAX} printable characters, no space around them")
     if framework not in FRAMEWORKS:
         raise Invalid(f"framework {framework!r} is not one of {', '.join(sorted(FRAMEWORKS))}")
-    if _TASK.fullmatch(task) is None:
+    if TASK.fullmatch(task) is None:
         raise Invalid("a task is a lower-case word, such as depth")
     if (hf_repo is None) == (uri is None):
         raise Invalid("a model has either hf_repo or uri")
-    if hf_repo is not None and (_HF_REPO.fullmatch(hf_repo) is None or ".." in hf_repo):
+    if hf_repo is not None and (HF_REPO.fullmatch(hf_repo) is None or ".." in hf_repo):
         raise Invalid("hf_repo is owner/name, never a URL or a path")
-    if hf_revision is not None and (_HF_REVISION.fullmatch(hf_revision) is None or ".." in hf_revision):
+    if hf_revision is not None and (HF_REVISION.fullmatch(hf_revision) is None or ".." in hf_revision):
         raise Invalid("hf_revision is a branch, tag or commit")
-    if uri is not None and (_URI.fullmatch(uri) is None or ".." in uri):
+    if uri is not None and (URI.fullmatch(uri) is None or ".." in uri):
         raise Invalid("uri is builtin:<name> or s3://<bucket>/<key>")
     return [
         ModelRegistered(

@@ -68,7 +68,10 @@ ANYBODY = Principal("anonymous", Rights(Role.VIEWER, frozenset()))
 
 
 class Guard:
-    """Litestar calls it before a handler, and before anything of the body is read."""
+    """Finds out who asks, and holds what his role and key may against what the route takes. Called by the application
+    before each handler and before anything of the body is read, see _admission() in app.py; and by whoever serves an
+    answer that goes on, who asks again and again.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services

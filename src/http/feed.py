@@ -7,7 +7,6 @@ reader waits for nobody.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
 from random import randint
 from typing import TypeVar
 from uuid import UUID
@@ -60,9 +59,10 @@ class Listener:
         epoch: of the log that its cursors belong to.
         ended: the code of what ended it; whoever serves it says so and lets go.
         doubted: something happened to its credential: look again before anything more is sent.
+        subscriptions: that are followed for it, and go with it.
     """
 
-    __slots__ = ("_is_awake", "_rest", "credential", "doubted", "ended", "epoch", "transport")
+    __slots__ = ("_is_awake", "_rest", "credential", "doubted", "ended", "epoch", "subscriptions", "transport")
 
     def __init__(self, transport: str, credential: Credential | None) -> None:
         self.transport = transport
@@ -70,6 +70,7 @@ class Listener:
         self.epoch: UUID | None = None
         self.ended: str | None = None
         self.doubted = False
+        self.subscriptions: set[Subscription] = set()
         self._is_awake = False
         self._rest: asyncio.Future[None] | None = None
 
@@ -150,6 +151,11 @@ class Feed:
     def __len__(self) -> int:
         return len(self._listeners)
 
+    @property
+    def subscriptions(self) -> int:
+        """How many are followed, for all who listen."""
+        return sum(len(those) for those in self._by_key.values())
+
     # Listeners come and go.
 
     def join(self, transport: str, credential: Credential | None) -> Listener:
@@ -171,9 +177,9 @@ class Feed:
             self._task = asyncio.create_task(self._run(), name="feed")
         return listener
 
-    def leave(self, listener: Listener, subscriptions: Iterable[Subscription]) -> None:
-        """Twice is once."""
-        for subscription in subscriptions:
+    def leave(self, listener: Listener) -> None:
+        """With everything that is followed for it, whatever whoever serves it knows of. Twice is once."""
+        for subscription in list(listener.subscriptions):
             self.drop(subscription)
         if listener not in self._listeners:
             return
@@ -187,11 +193,13 @@ class Feed:
         """From `after` on, a position of the listener's epoch."""
         subscription = Subscription(listener, asked, after, number)
         self._by_key.setdefault(asked.key, set()).add(subscription)
+        listener.subscriptions.add(subscription)
         listener.wake()
         return subscription
 
     def drop(self, subscription: Subscription) -> None:
         subscription.is_over = True
+        subscription.listener.subscriptions.discard(subscription)
         _discard(self._by_key, subscription.asked.key, subscription)
 
     def stop(self) -> None:

@@ -11,7 +11,6 @@ from ..domain import jobs
 from .cursors import marked
 
 SNAPSHOT = "snapshot"
-TERMINAL = frozenset({"completed", "failed", "cancelled", "expired", "deleted"})
 
 
 class JobFacts(Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -4,7 +4,6 @@ A facade with the protocol's own words: a refusal is `{"error": …}`; 400 is wh
 is not ready. Rejections that only last a while are 503, with Retry-After.
 """
 
-import re
 from importlib.metadata import version as version_of
 from typing import Any, Literal
 
@@ -13,10 +12,11 @@ from litestar.params import FromPath
 from msgspec import Struct
 
 from ..adapters.inference.messages import Loaded, Port
+from ..adapters.settings import MEBIBYTE_BYTES
 from . import bodies
 from .auth import takes
 from .inference_tensors import InferAnswer, InferAsked, answer_of, tensors_of, timeout_of
-from .manners import Parts
+from .manners import Parts, wait_asked_s
 from .problems import Facade, Fault, Malformed, TooLarge, WrongMediaType
 from .services import Services
 from .serving import NotReady, Served
@@ -31,12 +31,9 @@ FACADE = Facade(
     dict.fromkeys(
         ("model_not_ready", "validation_failed", "tensor_invalid", "model_failed", "answer_too_large", "rule_violated"),
         400,
-    )
-    | {"no_active_model": 404},
+    ),
     shape=Fault,
 )
-
-_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?(?:$|[,;\s])")
 
 
 class ServerAnswer(Struct, frozen=True):
@@ -182,11 +179,16 @@ def _ready(services: Services, served: Served) -> ModelReadyAnswer:
 async def _inferred(
     request: Request[Any, Any, Any], services: Services, name: str, version: str | None
 ) -> Response[Any]:
+    served = await services.serving.find(name, version)  # nobody's body is read for a model that there is not
+    async with services.bodies.taken(bodies.announced_bytes(request, _body_bytes_max(request, services))):
+        return await _answered(request, services, served)
+
+
+async def _answered(request: Request[Any, Any, Any], services: Services, served: Served) -> Response[Any]:
     settings = services.settings
     asked, binary = await _read(request, services)
-    waits = _WAIT.search(request.headers.get("prefer", ""))
-    timeout_s = timeout_of(asked, max(1.0, float(waits[1])) if waits else None, settings.inference_timeout_s)
-    served = await services.serving.find(name, version)
+    waits_s = wait_asked_s(request)
+    timeout_s = timeout_of(asked, None if waits_s is None else max(1.0, waits_s), settings.inference_timeout_s)
     outputs = tuple(one.name for one in asked.outputs)
     found = await services.serving.infer(served, tensors_of(asked, binary), outputs, timeout_s)
     told: dict[str, str | int] = {
@@ -200,6 +202,13 @@ async def _inferred(
     if json_bytes is None:
         return Response(body, media_type=JSON)
     return Response(body, media_type=OCTETS, headers={HEADER_LENGTH: str(json_bytes)})
+
+
+def _body_bytes_max(request: Request[Any, Any, Any], services: Services) -> int:
+    """JSON, and where it says that bytes are behind it, those too."""
+    settings = services.settings
+    binary_max = settings.inference_request_mb_max * MEBIBYTE_BYTES if HEADER_LENGTH in request.headers else 0
+    return settings.json_body_bytes_max + binary_max
 
 
 async def _read(request: Request[Any, Any, Any], services: Services) -> tuple[InferAsked, bytes]:
@@ -222,8 +231,7 @@ async def _read(request: Request[Any, Any, Any], services: Services) -> tuple[In
     json_bytes = int(length)
     if json_bytes > json_bytes_max:
         raise TooLarge(f"at most {json_bytes_max} bytes of JSON")
-    binary_max = settings.inference_request_mb_max * 1024 * 1024
-    body = await bodies.read_bounded(request, json_bytes + binary_max)
+    body = await bodies.read_bounded(request, json_bytes + settings.inference_request_mb_max * MEBIBYTE_BYTES)
     if json_bytes > len(body):
         raise Malformed(f"{HEADER_LENGTH} is more than there is")
     asked: InferAsked = bodies.decode(body[:json_bytes], InferAsked)

@@ -35,7 +35,9 @@ class TooManyRequests(Rejection):
 
 
 class LimitGuard:
-    """Litestar calls it before a handler; create_app puts it behind the guard that authenticates."""
+    """Counts a request against its route's policy, and has the answer say what is left. Called by the application
+    before each handler, behind the Guard that says whose request it is; see _admission() in app.py.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -95,29 +97,19 @@ def require_policies(app: Litestar) -> None:
                 raise LookupError(f"{route.path} ({handler}) names the limit {policy!r}")
 
 
-async def login_allowed(services: Services, address: str, account: str) -> None:
-    """Whether one more login may be tried; asked before anything is hashed.
+async def check_login(services: Services, connection: Any, account: str) -> str:
+    """Whether one more login may be tried, asked before anything is hashed; the request's address, and the fields on
+    its answer.
 
     The address may try so often a minute. The account may be tried ACCOUNT_FACTOR times as often, from everywhere
     together, which is what stops somebody who has many addresses. So that those cannot lock its owner out, an address
     from which the account did log in within KNOWN_S (login_succeeded) is counted by itself alone.
-    `address` is as client_address() tells it; `account` as it is typed, of which Valkey is told a keyed digest.
+    `account` is as it is typed; Valkey is told a keyed digest of it.
 
     Raises:
         TooManyRequests: too often.
         LimitsUnavailable: Valkey does not answer; nobody is guessed at meanwhile.
     """
-    await _take_login(services, address, account)
-
-
-async def login_succeeded(services: Services, address: str, account: str) -> None:
-    """The account logged in from here. Forgetting it costs its owner no more than being counted with everybody."""
-    if in_force(services.settings):
-        await services.limiter.remember(_known(services, address, account), KNOWN_S)
-
-
-async def check_login(services: Services, connection: Any, account: str) -> str:
-    """login_allowed() for a request: from its address, which is returned, and with the fields on its answer."""
     settings = services.settings
     address = client_address(connection.scope, trusted_networks(settings.trusted_proxies))
     if in_force(settings):
@@ -130,11 +122,15 @@ async def check_login(services: Services, connection: Any, account: str) -> str:
     return address
 
 
+async def login_succeeded(services: Services, address: str, account: str) -> None:
+    """The account logged in from here. Forgetting it costs its owner no more than being counted with everybody."""
+    if in_force(services.settings):
+        await services.limiter.remember(_known(services, address, account), KNOWN_S)
+
+
 async def _take_login(services: Services, address: str, account: str) -> Verdict:
     settings = services.settings
     limit = settings.limit_login_per_minute
-    if not in_force(settings):
-        return Verdict(allowed=True, remaining=limit, reset_s=WINDOW_S)
     buckets = [Bucket(f"{_PREFIX}login:address:{address}", limit)]
     if not await services.limiter.remembers(_known(services, address, account)):
         buckets.append(Bucket(f"{_PREFIX}login:account:{_digest(services, account)}", limit * ACCOUNT_FACTOR))

@@ -23,12 +23,12 @@ from ..adapters.event_store.reader import LogHole
 from ..domain import batches, jobs
 from ..domain.access import require, require_own
 from ..domain.kernel import Credential, Grant, NotFound, Rejection
-from ..domain.kinds import KINDS, UnknownKind
+from ..domain.kinds import require_known
 from .auth import LOCAL, Admitted, AnyConnection, Guard, takes
 from .connections import BECOME_LIVE
 from .cursors import marked, unmarked
 from .feed import Feed, Listener, Subscription, retry_ms
-from .frames import TERMINAL, Asked, Frame, snapshot
+from .frames import Asked, Frame, snapshot
 from .manners import CURSOR, Parts
 from .nouns import as_of
 from .patience import HEADLESS_ASKED, LIVE
@@ -109,8 +109,8 @@ async def begin(services: Services, asked: Asked, after: str | None) -> Begun:
         NotAllowed: it is somebody else's.
         EpochChanged: the cursor is of the log before a restore.
     """
-    if asked.kind is not None and asked.kind not in KINDS:
-        raise UnknownKind(f"there are {', '.join(sorted(KINDS))}")
+    if asked.kind is not None:
+        require_known(asked.kind)
     if asked.batch is not None:
         batch = await services.commands.today(batches.AGGREGATE, asked.batch)
         if batch.submitted is None:
@@ -131,7 +131,7 @@ async def begin(services: Services, asked: Asked, after: str | None) -> Begun:
         epoch=then.epoch,
         snapshot=snapshot(cursor, asked.job, job, then.epoch) if after is None else None,
         status=job.status,
-        is_over=after is not None and job.status in TERMINAL and then.events[-1].position <= cursor,
+        is_over=after is not None and jobs.is_terminal(job) and then.events[-1].position <= cursor,
     )
 
 
@@ -218,7 +218,9 @@ class Flow(ABC):
                     )
                     await self.put(subscription, frames)
                     metrics.LIVE_FRAMES.inc(len(frames))
-            elif subscription.asked.job is not None and subscription.status in TERMINAL:
+            elif subscription.is_over:
+                continue  # its client let go of it while the log was read
+            elif subscription.asked.job is not None and subscription.status in jobs.TERMINAL:
                 self.feed.drop(subscription)
                 del self.subscriptions[subscription.number]
                 await self.finish(subscription)
@@ -291,7 +293,7 @@ class EventStream:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             leaving.cancel()
-            self.feed.leave(self.listener, [self.subscription])
+            self.feed.leave(self.listener)
 
     def _first(self) -> bytes:
         """Where the client is, even if nothing ever happens, and when it may come back; and the state of its job."""

@@ -127,6 +127,12 @@ def _parameters(app: Litestar, handler: Any) -> tuple[frozenset[str], frozenset[
     return found
 
 
+def wait_asked_s(request: AnyRequest) -> int | None:
+    """The seconds of `Prefer: wait` (RFC 7240); None where nobody says how long he would wait."""
+    waits = _WAIT.search(request.headers.get("prefer", ""))
+    return int(waits[1]) if waits else None
+
+
 def caller_of(request: AnyRequest, services: Services, content: bytes) -> Caller:
     """Who asks, and under which command id: with an Idempotency-Key, one that a repeat has as well.
 
@@ -200,8 +206,7 @@ async def _reads(request: AnyRequest, services: Parts) -> ReadModels:
     if wanted is not None:
         if re.fullmatch(CURSOR, wanted) is None:
             raise Malformed("Min-Position is a position, a whole number, or one with its epoch: 42@1a2b3c4d")
-        waits = _WAIT.search(request.headers.get("prefer", ""))
-        timeout_s = min(int(waits[1]), WAIT_MAX_S) if waits else 0
+        timeout_s = min(wait_asked_s(request) or 0, WAIT_MAX_S)
         position = int(wanted.partition("@")[0])
         if "@" in wanted:
             unmarked(wanted, (await services.store.reader.head()).epoch)

@@ -111,6 +111,12 @@ def _view(
     )
 
 
+async def _row_view(reads: Reads, row: projection.ModelRow, active: UUID | None) -> ModelView:
+    """As the read models have it, its last shadow included."""
+    last = await shadow_projection.last_of_models(reads, [row.model_id])
+    return _view(row.model_id, row, row.version, active, last.get(row.model_id))
+
+
 async def _answer(services: Services, receipt: Receipt[ModelVersion], *, status_code: int = 200) -> Response[ModelView]:
     slot, _, _ = await services.commands.state(
         model_slots.AGGREGATE, model_slots.slot_id(receipt.state.task), read_tail=False
@@ -174,7 +180,7 @@ class ModelController(NounController):
         row, position = await reads.get(projection.MODELS, slot.active)
         if row is None:
             raise NotFound("no such model")
-        return found(_view(row.model_id, row, row.version, slot.active), position, version=row.version)
+        return found(await _row_view(reads, row, slot.active), position, version=row.version)
 
     @get("/{model_id:uuid}", summary="One model version, now or then")
     async def one(self, services: Parts, reads: Reads, model_id: FromPath[UUID], at: At = None) -> Response[ModelView]:
@@ -186,9 +192,7 @@ class ModelController(NounController):
         if row is None:
             raise NotFound("no such model")
         slot = (await slot_projection.by_task(reads, row.task)).get(row.task)
-        last = await shadow_projection.last_of_models(reads, [model_id])
-        body = _view(model_id, row, row.version, slot.active if slot else None, last.get(model_id))
-        return found(body, position, version=row.version)
+        return found(await _row_view(reads, row, slot.active if slot else None), position, version=row.version)
 
     @post(
         "/{model_id:uuid}/sync",

@@ -10,14 +10,11 @@ import msgspec
 from ..domain import assets, models
 from ..domain.kinds import KINDS, Kind
 
-TASK = {"pattern": "^[a-z][a-z0-9-]{0,63}$"}
+TASK = {"pattern": f"^{models.TASK.pattern}$"}
 NO_DOTS = r"^(?!.*\.\.)"
-REPOSITORY = {"type": "string", "pattern": NO_DOTS + "[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$"}
-REVISION = {"pattern": NO_DOTS + "[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$"}
-URI = {
-    "type": "string",
-    "pattern": NO_DOTS + "(builtin:[a-z0-9][a-z0-9-]{0,63}|s3://[a-z0-9][a-z0-9.-]{1,62}/[A-Za-z0-9_./-]{1,512})$",
-}
+REPOSITORY = {"type": "string", "pattern": f"{NO_DOTS}{models.HF_REPO.pattern}$"}
+REVISION = {"pattern": f"{NO_DOTS}{models.HF_REVISION.pattern}$"}
+URI = {"type": "string", "pattern": f"{NO_DOTS}({models.URI.pattern})$"}
 NOTHING = {"type": "null"}
 ONE_TIME = {
     "properties": {"not_before": {"type": "string"}, "delay_s": {"type": "number"}},

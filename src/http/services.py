@@ -36,7 +36,8 @@ from ..domain.kernel import Caller
 from ..projections.projection import CHANNEL, ReadModels
 from .background import Background
 from .feed import Feed
-from .serving import Serving, open_serving
+from .patience import REQUESTS_MAX
+from .serving import BODIES_BYTES_MAX, Serving, open_serving
 from .turns import Turns
 
 
@@ -48,6 +49,7 @@ class Services(Struct, frozen=True, kw_only=True):
         keys_under_way: command ids of requests with an Idempotency-Key that this process has not answered yet.
         clamd: asked about every file, where one is configured.
         uploads: places for files that are being looked at.
+        bodies: places for the tensors of requests for inference, which are kept in memory.
     """
 
     settings: Settings
@@ -61,6 +63,7 @@ class Services(Struct, frozen=True, kw_only=True):
     scanner: ImageScanner
     clamd: Clamd | None
     uploads: Turns
+    bodies: Turns
     models: ModelCache
     serving: Serving
     valkey: "redis.Redis"
@@ -123,6 +126,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             scanner=scanner,
             clamd=Clamd(Path(settings.clamd_socket)) if settings.clamd_socket else None,
             uploads=Turns(),
+            bodies=Turns(bytes_max=BODIES_BYTES_MAX, at_once_max=REQUESTS_MAX, waiting_max=REQUESTS_MAX),
             models=models,
             serving=serving,
             valkey=valkey,
@@ -157,10 +161,5 @@ async def _running(reads: ReadModels) -> AsyncIterator[None]:
 
 def _system_caller() -> Caller:
     command_id = uuid7()
-    return Caller(
-        actor="system",
-        now=datetime.now(UTC),
-        command_id=command_id,
-        correlation_id=f"start:{command_id}",
-        causation_id=f"command:{command_id}",
-    )
+    now, correlation_id = datetime.now(UTC), f"start:{command_id}"
+    return Caller.of_itself("system", now=now, command_id=command_id, correlation_id=correlation_id)

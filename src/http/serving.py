@@ -30,16 +30,11 @@ from ..domain.model_slots import ModelNotSynced
 FOLLOW_S = 0.5  # between looks at what is active; a change takes so long, and the load
 TASKS_MAX = 64  # that are followed; the one that was asked for least recently is left
 FILES_MAX = 256  # versions whose files are remembered
+BODIES_BYTES_MAX = 256 * MEBIBYTE_BYTES  # of requests that are being answered; decoded, each takes as much again
 BATCH_BYTES_MAX = 15 * MEBIBYTE_BYTES  # what a frame to the child holds, its envelope aside
 SERVED_FRAMEWORK = "onnx"
 
 log = structlog.get_logger(__name__)
-
-
-class NoActiveVersion(Rejection):
-    """Nothing was ever active for this task."""
-
-    code = "no_active_model"
 
 
 class NotReady(Rejection):
@@ -87,8 +82,8 @@ class Serving:
         """What a name stands for now, not loaded perhaps.
 
         Raises:
-            NotFound: no such model, or not of this version.
-            NoActiveVersion, ModelNotSynced: there is nothing to be served.
+            NotFound: no such model, or not of this version; nothing was ever active for this task.
+            ModelNotSynced: there is nothing to be served.
             ModelUnusable: it is of another framework, or its file is not here.
         """
         version_id, named_id = _uuid(version), _uuid(name)
@@ -202,8 +197,7 @@ class Serving:
 
     async def _active(self, task: str) -> UUID | None:
         """Of the log as it is now; another process may have changed it."""
-        slot, _, _ = await self._commands.state(model_slots.AGGREGATE, model_slots.slot_id(task), read_tail=True)
-        return slot.active
+        return (await self._commands.today(model_slots.AGGREGATE, model_slots.slot_id(task))).active
 
     async def _file(self, version_id: UUID) -> tuple[ModelFile, str]:
         """Of a version, with its task."""

@@ -1,4 +1,4 @@
-"""How many uploads are looked at together, and how much temporary space they take: others wait, or come back later."""
+"""How many bodies are taken in together, and how much space they take: others wait, or come back later."""
 
 import asyncio
 from collections import deque
@@ -16,13 +16,13 @@ RETRY_AFTER_S = 5
 
 
 class TooManyUploads(Rejection):
-    """Enough files are being looked at, and enough others wait."""
+    """Enough bodies are being taken in, and enough others wait."""
 
     code = "too_many_uploads"
 
 
 class Turns:
-    """Places for uploads, first come, first served, each with the bytes that it will lay down on disk.
+    """Places for bodies, first come, first served, each with the bytes that it takes on disk, or in memory.
 
     Args:
         bytes_max: of all that hold a place; one that is larger takes all of it, alone.
@@ -44,6 +44,11 @@ class Turns:
         self._wait_s_max = wait_s_max
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
     @asynccontextmanager
     async def taken(self, size_bytes: int) -> AsyncIterator[None]:
         """A place for so many bytes.
@@ -63,7 +68,7 @@ class Turns:
 
     async def _turn(self, size_bytes: int) -> None:
         if len(self._waiting) >= self._waiting_max:
-            raise TooManyUploads(f"{self._waiting_max} uploads wait already", retry_after_s=RETRY_AFTER_S)
+            raise TooManyUploads(f"{self._waiting_max} wait already", retry_after_s=RETRY_AFTER_S)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((size_bytes, turn))
         try:

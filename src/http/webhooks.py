@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from ..adapters.egress_rules import Rules
 from ..adapters.ids import uuid7
+from ..adapters.objects.streams import in_thread
 from ..adapters.standard_webhooks import CallbackSigner, new_secret
 from ..commands import webhooks as commands
 from ..commands.transact import Receipt
@@ -94,7 +95,7 @@ class WebhookWithSecret(WebhookView, frozen=True, kw_only=True):
 class AttemptView(Struct, frozen=True, kw_only=True):
     """Attributes:
     status_code: null where nobody answered; then `error` says why: `timed_out`, `unresolved`, `unreachable`, `tls`,
-        `no_http`, `secret_erased`, or `url_refused:` and the rule.
+        `no_http`, `secret_erased`, `url_refused:` and the rule, or `not_made`: the fault was ours, nobody was asked.
     answer: the beginning of what was answered.
     """
 
@@ -207,7 +208,8 @@ class WebhookController(NounController):
 
     @get("/key", summary="What verifies calls to a job's callback_url", opt=takes("webhooks:read"))
     async def key(self, services: Parts) -> CallbackKeys:
-        return CallbackKeys(CallbackSigner.load(services.settings.data_dir / "keys").public_keys)
+        signer = await in_thread(CallbackSigner.load, services.settings.data_dir / "keys")  # it may make the files
+        return CallbackKeys(signer.public_keys)
 
     @get("/{webhook_id:uuid}", summary="One webhook")
     async def one(self, reads: Reads, webhook_id: FromPath[UUID]) -> Response[WebhookView]:

@@ -119,7 +119,7 @@ class _Socket:
             await self._accept()
             reason = await flow.serve()
         finally:
-            self._services.feed.leave(listener, list(flow.subscriptions.values()))
+            self._services.feed.leave(listener)
             self._tell(101, reason, who.principal.actor)
 
     def _require_origin(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -10,13 +11,15 @@ from msgspec import Struct
 from tests.commands.test_api_keys import issue
 from tests.conftest_service import Service, by
 
+from sightline.adapters.event_store import writer
+from sightline.adapters.event_store.writer import StoreBusy
 from sightline.adapters.ids import uuid7
 from sightline.adapters.passwords import Passwords
 from sightline.adapters.tokens import Tokens
 from sightline.commands import api_keys as key_commands
 from sightline.commands import users
 from sightline.commands.authentication import Authentication, BadCredentials
-from sightline.commands.transact import Commands
+from sightline.commands.transact import DECISIONS_MAX, Commands
 from sightline.domain import api_keys
 from sightline.domain.access import NotAuthenticated, Rights, Role
 from sightline.workers import lifecycle
@@ -125,3 +128,32 @@ async def test_whoever_is_deactivated_while_the_hash_is_made_does_not_log_in(
     with pytest.raises(BadCredentials):
         await two.here.login("ada@example.org", PASSWORD, by())
     assert await two.service.topics(user.user_id) == ["registered", "deactivated"]
+
+
+async def test_whoever_comes_at_a_bad_moment_is_told_to_come_back_and_not_that_his_password_is_wrong(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = await registered(two)
+    append, others = two.service.commands.store.writer.append, 0
+
+    async def second(*given: Any, **named: Any) -> Any:
+        """Another process is always a moment earlier."""
+        nonlocal others
+        if others < DECISIONS_MAX and not given[0].metadata.count(b"other"):
+            others += 1
+            role = users.ChangeRole(user_id=user.user_id, role=(Role.OPERATOR, Role.VIEWER)[others % 2])
+            await two.there.execute(users.change_role, role, by("other"))
+        return await append(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(two.service.commands.store.writer, "append", second)
+        with pytest.raises(StoreBusy) as refused:
+            await two.here.login("ada@example.org", PASSWORD, by())
+        assert refused.value.extra["retry_after_s"] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "QUEUE_COMMANDS_MAX", 0)
+        with pytest.raises(StoreBusy):
+            await two.here.login("ada@example.org", PASSWORD, by())
+    assert (await two.here.login("ada@example.org", PASSWORD, by())).user_id == user.user_id
+    with pytest.raises(BadCredentials):
+        await two.here.login("ada@example.org", "another one", by())

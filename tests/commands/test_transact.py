@@ -1,7 +1,6 @@
 """The loop around every handler: on stale states, on hot streams, for repeats, and when the log is another one."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,7 +9,6 @@ import pytest
 from tests.conftest_log import LogDatabase, assert_whole, log_rows, utc
 
 from sightline.adapters.event_store import writer as writer_module
-from sightline.adapters.event_store.store import EventStore, open_event_store
 from sightline.adapters.event_store.wire import Append
 from sightline.adapters.event_store.writer import StoreBusy
 from sightline.commands import sessions as session_commands
@@ -21,7 +19,6 @@ from sightline.commands.sessions import CloseSession, CreateSession, close_sessi
 from sightline.commands.transact import Commands, Contended, KeyReused, Receipt
 from sightline.commands.transaction import Loaded, Transaction
 from sightline.domain import jobs, sessions
-from sightline.domain.events import EVENTS
 from sightline.domain.jobs import JobProgressed
 from sightline.domain.kernel import Caller, InvalidState, NotFound, QueueFull
 from sightline.domain.sealed import Sealed
@@ -29,20 +26,6 @@ from sightline.domain.sessions import AssetAttached, Session
 
 NOON = utc(12)
 LOST = Sealed(None, "of the lost log")
-
-
-@pytest.fixture
-def commands(store: EventStore) -> Commands:
-    return Commands(store)
-
-
-@pytest.fixture
-async def elsewhere(log_database: LogDatabase) -> AsyncIterator[Commands]:
-    """Another process, as far as the log can tell: a writer and caches of its own."""
-    deaths: list[BaseException] = []
-    async with open_event_store(log_database.dsn, EVENTS, on_death=deaths.append) as store:
-        yield Commands(store)
-    assert deaths == []
 
 
 def caller(command_id: UUID | None = None, *, digest: str = "") -> Caller:

@@ -64,7 +64,7 @@ async def test_looking_without_expecting_would_make_more(
         await all_looked.wait()
 
     monkeypatch.setattr(jobs, "take_unique_key", careless)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         assert len(await made_at_once(bare_service)) == AT_ONCE
 
 

@@ -119,7 +119,6 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "previous_synced": st.booleans(),
     "principal": mostly("ada", ""),
     "priority": mostly(5, 0, 10),
-    "project_id": st.none(),
     "purpose": mostly("image", "ransom"),
     "reason": mostly("job_failed", "a\0"),
     "receipt": st.none(),

@@ -38,7 +38,7 @@ class Door(Struct, frozen=True):
         return (await self.services.store.reader.head()).position
 
     async def caught_up(self) -> None:
-        await self.services.reads.wait_for(await self.position(), timeout_s=10)
+        await self.services.reads.wait_for(await self.position(), timeout_s=60)
 
     async def get(self, path: str, answer: httpx.Response, **more: Any) -> httpx.Response:
         """GET what `answer`, to a command, has changed: as a careful client asks."""
@@ -61,7 +61,7 @@ def settings_for(database: LogDatabase, redis_url: str, directory: Path, **chang
 def client_of(services: Services) -> httpx.AsyncClient:
     """A client of an application over these services."""
     app: Any = create_app(services)  # httpx and Litestar spell ASGI's types differently
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE_URL, timeout=20)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE_URL, timeout=120)
 
 
 @asynccontextmanager

@@ -30,7 +30,7 @@ from sightline.http.app import create_app
 from sightline.http.server import Server
 from sightline.http.services import Services
 
-ANSWER_S = 10.0
+ANSWER_S = 60.0
 SUBMITTED_AT_ONCE = 50
 
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from msgspec import Struct
 
-START_S = 20.0
+START_S = 120.0
 CODE = "from sightline.adapters import settings; from sightline.http import server; server.serve(settings.read())"
 
 

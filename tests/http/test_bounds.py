@@ -171,15 +171,17 @@ async def test_depth(door: Door) -> None:
 
 @pytest.mark.parametrize("piece", [b'"', b"\\", b'"\\', b'\\"', b'"[', b'["', b'"\\"[', b"[]", b"[{", b"a", b'"a"'])
 async def test_no_body_takes_long_to_look_at(piece: bytes) -> None:
-    """Whatever it holds: eight times as much takes eight times as long, not sixty-four."""
+    """Whatever it holds: sixteen times as much takes sixteen times as long, not two hundred and fifty-six. In this
+    thread's own time of the processor, and the best of several, which a busy machine does not change.
+    """
 
     def took_s(size_bytes: int) -> float:
         whole = b"[" * (DEPTH_MAX + 1) + piece * (size_bytes // len(piece))
-        started = time.perf_counter()
+        started = time.thread_time()
         is_deeper(whole, DEPTH_MAX)
-        return time.perf_counter() - started
+        return time.thread_time() - started
 
-    assert min(took_s(800_000) for _ in range(5)) < 24 * min(took_s(100_000) for _ in range(5))
+    assert min(took_s(1_600_000) for _ in range(5)) < 100 * min(took_s(100_000) for _ in range(9))
 
 
 async def test_without_the_bound_deep_json_goes_on(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:

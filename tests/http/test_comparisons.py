@@ -234,6 +234,11 @@ async def test_a_shadow_speaks_for_a_version(door: Door, comparer: Comparer) -> 
     assert await refused(door, others) == (409, "shadow_not_passed")
     activated = await post(door, unready, status=200)
     assert activated["is_active"]
+    assert activated["last_shadow"] is None, "an answer to a command: it asks no read model"
+    await door.caught_up()
+    active = await get(door, "/v1/models/active?task=depth")
+    assert (active["id"], active["last_shadow"]["shadow_id"]) == (model_id, again["id"])
+    assert active == await get(door, f"/v1/models/{model_id}")
 
 
 async def test_no_figure_about_real_work_counts_what_a_shadow_did(door: Door, comparer: Comparer) -> None:

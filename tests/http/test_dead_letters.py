@@ -5,13 +5,16 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from tests.conftest_service import by
 from tests.http.door import Door
 
+from sightline.adapters.event_store.writer import StoreBusy, StoreUnavailable
 from sightline.adapters.ids import uuid7
-from sightline.commands import attempts, jobs
+from sightline.commands import attempts, batches, jobs
 from sightline.commands.dead_letters import requeue_all
+from sightline.domain.batches import job_id as job_of_batch
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -23,13 +26,19 @@ async def dead(door: Door, owner: str, code: str = "noop_failed", **submitted: A
     execute = door.services.commands.execute
     wanted: dict[str, Any] = {"job_id": uuid7(), "kind": "noop", "attempts_max": 1, "pending_max": 1_000} | submitted
     job_id = (await execute(jobs.submit_job, jobs.SubmitJob(**wanted), by(owner))).stream_id
+    await kill(door, job_id, code)
+    return job_id
+
+
+async def kill(door: Door, job_id: UUID, code: str) -> None:
+    """Its first attempt, which fails."""
+    execute = door.services.commands.execute
     start = attempts.StartJob(job_id=job_id, worker="w", lease_until=datetime.now(UTC))
     await execute(attempts.start_job, start, by("w"))
     failed = attempts.FailJob(
         job_id=job_id, attempt=1, worker="w", code=code, message="", retryable=True, retry_delay_s=0
     )
     await execute(attempts.fail_job, failed, by("w"))
-    return job_id
 
 
 async def listed(door: Door, **query: Any) -> list[str]:
@@ -48,13 +57,17 @@ async def requeue(door: Door, **body: Any) -> dict[str, Any]:
 
 
 async def test_letters_are_filtered_and_counted_by_code(door: Door) -> None:
-    batch = uuid7()
     began = datetime.now(UTC)
-    first = await dead(door, "f-ada", "disk_full", batch_id=batch)
+    first = await dead(door, "f-ada", "disk_full")
     second = await dead(door, "f-ada", "disk_full")
-    third = await dead(door, "f-ada", "cosmic_ray", batch_id=batch)
+    batch = batches.SubmitBatch(
+        batch_id=uuid7(), kind="noop", members=[batches.JobOfBatch()], attempts_max=1, pending_max=1_000
+    )
+    await door.services.commands.execute(batches.submit_batch, batch, by("f-ada"))
+    third = job_of_batch(batch.batch_id, 1)
+    await kill(door, third, "cosmic_ray")
     assert await listed(door, code="disk_full") == [str(first), str(second)]
-    assert await listed(door, batch_id=batch) == [str(first), str(third)]
+    assert await listed(door, batch_id=batch.batch_id) == [str(third)]
     assert await listed(door, kind="layer-photo-realistic") == []
     assert await listed(door, code="disk_full", to=began.isoformat()) == []
     assert await listed(door, code="disk_full", **{"from": began.isoformat()}) == [str(first), str(second)]
@@ -121,6 +134,41 @@ async def test_what_cannot_be_requeued_is_skipped_and_told_why(door: Door) -> No
     assert (done.requeued, done.skipped) == (0, {"job_exists": 1, "not_found": 1})
     said = await requeue(door, code="held")
     assert (said["matching"], said["requeued"], said["skipped"], said["reasons"]) == (1, 0, 1, {"job_exists": 1})
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        psycopg.OperationalError("the connection is lost"),
+        StoreBusy("the queue is full"),
+        StoreUnavailable("no answer"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+async def test_while_a_part_is_down_whoever_asks_is_told_to_come_back(
+    door: Door, monkeypatch: pytest.MonkeyPatch, refused: Exception
+) -> None:
+    """The first that finds it down ends them all; what is done stays done, and the rest is for later."""
+    ids = [await dead(door, "d-ada", "down") for _ in range(5)]
+    await door.caught_up()
+    append, appended = door.services.store.writer.append, 0
+
+    async def dying(*given: Any, **named: Any) -> Any:
+        nonlocal appended
+        appended += 1
+        if appended > 2:
+            raise refused
+        return await append(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(door.services.store.writer, "append", dying)
+        answer = await door.client.post(f"{PATH}/requeue", json={"code": "down"})
+    assert (answer.status_code, int(answer.headers.get("Retry-After", 0)) > 0) == (503, True), answer.text
+    said = await requeue(door, code="down")
+    assert 3 <= said["requeued"] <= 5  # of the two that were sent nobody waited for the answer
+    for job_id in ids:
+        topics = [one.topic for one in await door.services.store.reader.stream(job_id)]
+        assert topics.count("job.requeued") == 1
 
 
 @pytest.mark.parametrize(

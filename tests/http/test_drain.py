@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,17 @@ import httpx
 from msgspec import Struct, field
 from tests.conftest_log import LogDatabase
 from tests.http.door import picture
-from tests.http.process import Running, started
+from tests.http.process import CODE, Running, started
 
 from sightline.adapters.embedded.valkey import ValkeyServer
-from sightline.http import server
 
 SUBMITS = 120
-SLOW_S = 1.5  # longer than the notice, well within the grace
-EXIT_S_MAX = server.NOTICE_S + server.GRACE_S + 3
+NOTICE_S = 2.0  # long enough for a busy machine to look in between
+GRACE_S = 5.0
+SLOW_S = 2.5  # longer than the notice, well within the grace
+EXIT_S_MAX = 60
+LONGER = f"from sightline.http import server; server.NOTICE_S, server.GRACE_S = {NOTICE_S}, {GRACE_S}; {CODE}"
+PATIENT = f"from sightline.http import server; server.GRACE_S = 60; {CODE}"
 
 
 class Seen(Struct):
@@ -41,7 +44,7 @@ class Seen(Struct):
 async def _during(running: Running, number: signal.Signals) -> Seen:
     seen = Seen()
     limits = httpx.Limits(max_connections=SUBMITS + 10, max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=running.url, timeout=20, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=running.url, timeout=120, limits=limits) as client:
         position = (await client.get("/v1/events?limit=1")).headers["Event-Position"]
         some_answered = asyncio.Event()
 
@@ -66,17 +69,21 @@ async def _during(running: Running, number: signal.Signals) -> Seen:
             if len(seen.jobs) == SUBMITS // 10:
                 some_answered.set()
 
-        async def wait(seconds: int) -> httpx.Response:
+        async def wait(seconds: int, sent: asyncio.Event) -> httpx.Response:
             headers = {"Min-Position": position, "Prefer": f"wait={seconds}"}
-            return await client.get("/v1/jobs", headers=headers)
+            return await client.get("/v1/jobs", headers=headers, extensions={"trace": _setting(sent)})
 
-        waits = [asyncio.create_task(wait(seconds)) for seconds in (2, 10)]
-        upload = asyncio.create_task(_upload(client))
         submits = [asyncio.create_task(submit()) for _ in range(SUBMITS)]
         await some_answered.wait()
+        upload_began, *waits_began = [asyncio.Event() for _ in range(3)]
+        upload = asyncio.create_task(_upload(client, upload_began))
+        await upload_began.wait()
+        waits = [asyncio.create_task(wait(*one)) for one in zip((2, 10), waits_began, strict=True)]
+        for began in waits_began:
+            await began.wait()
         running.process.send_signal(number)
         with suppress(httpx.TransportError, TimeoutError):
-            async with asyncio.timeout(server.NOTICE_S):
+            async with asyncio.timeout(NOTICE_S):
                 while seen.readiness != 503:
                     async with httpx.AsyncClient() as balancer:
                         seen.readiness = (await balancer.get(f"{running.url}/readyz")).status_code
@@ -91,7 +98,17 @@ async def _during(running: Running, number: signal.Signals) -> Seen:
     return seen
 
 
-async def _upload(client: httpx.AsyncClient) -> httpx.Response:
+def _setting(sent: asyncio.Event) -> Callable[[str, Any], Awaitable[None]]:
+    """What tells when a request was sent as a whole: from then on it is under way."""
+
+    async def trace(name: str, _: Any) -> None:
+        if name == "http11.send_request_body.complete":
+            sent.set()
+
+    return trace
+
+
+async def _upload(client: httpx.AsyncClient, began: asyncio.Event) -> httpx.Response:
     """In pieces, over a while."""
     data = picture()
     announced = {"filename": "a.png", "content_type": "image/png", "size_bytes": len(data)}
@@ -101,6 +118,7 @@ async def _upload(client: httpx.AsyncClient) -> httpx.Response:
         step = len(data) // 10 + 1
         for start in range(0, len(data), step):
             yield data[start : start + step]
+            began.set()
             await asyncio.sleep(SLOW_S / 10)
 
     return await client.request(grant["method"], grant["url"], headers=grant["headers"], content=pieces())
@@ -121,7 +139,7 @@ async def test_whatever_is_under_way_is_answered(
     log_database: LogDatabase, valkey_server: ValkeyServer, tmp_path: Path
 ) -> None:
     given: dict[str, Any] = {"database_url": log_database.dsn, "redis_url": valkey_server.url}
-    with started(tmp_path / "data", **given) as running:
+    with started(tmp_path / "data", code=LONGER, **given) as running:
         seen = await _during(running, signal.SIGTERM)
         assert not _listens(running)
         assert running.process.wait(EXIT_S_MAX) == 0
@@ -153,15 +171,18 @@ async def test_a_process_that_is_killed_answers_nobody(
 async def test_the_second_signal_ends_it_now(
     log_database: LogDatabase, valkey_server: ValkeyServer, tmp_path: Path
 ) -> None:
-    with started(tmp_path / "data", database_url=log_database.dsn, redis_url=valkey_server.url) as running:
-        async with httpx.AsyncClient(base_url=running.url, timeout=20) as client:
+    given: dict[str, Any] = {"database_url": log_database.dsn, "redis_url": valkey_server.url}
+    with started(tmp_path / "data", code=PATIENT, **given) as running:
+        async with httpx.AsyncClient(base_url=running.url, timeout=60) as client:
+            sent = asyncio.Event()
             position = (await client.get("/v1/events?limit=1")).headers["Event-Position"]
             headers = {"Min-Position": position, "Prefer": "wait=10"}
-            waiting = asyncio.create_task(client.get("/v1/jobs", headers=headers))
-            await asyncio.sleep(0.2)  # until it waits, which nothing tells
+            trace = {"trace": _setting(sent)}
+            waiting = asyncio.create_task(client.get("/v1/jobs", headers=headers, extensions=trace))
+            await sent.wait()
             for _ in range(2):
                 running.process.send_signal(signal.SIGTERM)
                 await asyncio.sleep(0.1)
-            running.process.wait(server.GRACE_S / 2)  # one signal would wait for the whole grace
+            running.process.wait(8)  # one signal would wait for the request, which has ten seconds
             await asyncio.wait({waiting})
             waiting.exception()

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -15,12 +16,13 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tests.conftest_service import until
-from tests.http.door import Door
+from tests.http.door import Door, client_of
 
 from sightline.adapters.ids import uuid7
 from sightline.adapters.inference.model import ModelFile
 from sightline.adapters.inference.server import InferenceServer
 from sightline.http.serving import open_serving
+from sightline.http.turns import Turns
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -305,6 +307,60 @@ async def test_the_built_in_model_serves_pictures(door: Door) -> None:
     answer = await infer(door, "depth", body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["outputs"][0]["shape"] == [1, 1, 16, 24]
+
+
+class Slow:
+    """Bodies that come in two pieces, the second when they may; counts those of which the first was taken."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.going_on = asyncio.Event()
+        self.begun = 0
+
+    async def __call__(self) -> AsyncIterator[bytes]:
+        self.begun += 1
+        yield self.body[:1]
+        await self.going_on.wait()
+        yield self.body[1:]
+
+
+async def _send(client: httpx.AsyncClient, slow: Slow, name: str) -> httpx.Response:
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(slow.body))}
+    return await client.post(f"/v2/models/{name}/infer", content=slow(), headers=headers)
+
+
+@pytest.mark.parametrize("places", [3, 8])
+async def test_so_much_of_bodies_is_in_memory_and_no_more(door: Door, doubling: str, places: int) -> None:
+    """The others are not read before there is room; with room for all, the control, all are."""
+    slow = Slow(json.dumps(asked([[1, 2, 3]])).encode())
+    services = replace(door.services, bodies=Turns(bytes_max=places * len(slow.body)))
+    async with client_of(services) as client:
+        sent = [asyncio.create_task(_send(client, slow, "doubling")) for _ in range(8)]
+        while slow.begun + services.bodies.waiting < 8:  # noqa: ASYNC110  # nothing tells
+            await asyncio.sleep(0.01)
+        assert (slow.begun, services.bodies.waiting) == (places, 8 - places)
+        slow.going_on.set()
+        assert [one.status_code for one in await asyncio.gather(*sent)] == [200] * 8
+    assert slow.begun == 8
+
+
+async def test_who_finds_no_room_in_time_is_told_when_to_come_back(door: Door, doubling: str) -> None:
+    services = replace(door.services, bodies=Turns(bytes_max=1, wait_s_max=0.05))
+    async with client_of(services) as client:
+        async with services.bodies.taken(1):
+            refused = await client.post("/v2/models/doubling/infer", json=asked([[1, 2, 3]]))
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+            assert refused.json().keys() == {"error"}
+        assert (await client.post("/v2/models/doubling/infer", json=asked([[1, 2, 3]]))).status_code == 200
+
+
+async def test_for_a_model_that_there_is_not_no_body_is_read(door: Door, doubling: str) -> None:
+    slow = Slow(json.dumps(asked([[1, 2, 3]])).encode())
+    slow.going_on.set()
+    assert (await _send(door.client, slow, "nobody")).status_code == 404
+    assert slow.begun == 0
+    assert (await _send(door.client, slow, "doubling")).status_code == 200
+    assert slow.begun == 1, "the control"
 
 
 async def test_a_deadline_that_cannot_be_met_is_503(door: Door) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import get_args
 from uuid import UUID
 
 import pytest
@@ -15,11 +14,10 @@ from tests.http.live_clients import listening, port_of, served, submitted
 
 from sightline.adapters.ids import uuid7
 from sightline.commands import attempts, jobs
-from sightline.domain import jobs as domain
 from sightline.domain.jobs import Provenance
 from sightline.http import connections, feed, live
 from sightline.http.feed import Feed
-from sightline.http.frames import TERMINAL, Asked, Frame
+from sightline.http.frames import Asked, Frame
 from sightline.http.server import Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -110,7 +108,7 @@ async def test_an_id_comes_before_anything_happens(door: Door, port: int) -> Non
         await submitted(door.services, 1)
         await stream.until("job.submitted")
     async with listening(port, "/v1/stream") as stream:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not stream.last_id:
                 stream._text += await stream._chunk()
                 block, _, stream._text = stream._text.partition(b"\n\n")
@@ -127,7 +125,7 @@ async def test_a_sign_of_life_moves_the_id_on(door: Door, port: int, monkeypatch
     async with listening(port, "/v1/stream?kind=embed") as stream:
         await submitted(door.services, 3)
         position = await door.position()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while stream.last_id.partition("@")[0] != str(position):
                 stream._text += await stream._chunk()
                 block, found, rest = stream._text.partition(b"\n\n")
@@ -159,8 +157,8 @@ async def _broken_off(door: Door, port: int, *, resumes: bool) -> tuple[list[int
     seen: list[int] = []
     headers = {"Last-Event-ID": str(began)}
     connects = 0
-    async with asyncio.timeout(30):
-        while not appending.done() or (resumes and len(seen) < EVENTS):
+    async with asyncio.timeout(120):
+        while not appending.done() or (len(seen) < EVENTS if resumes else connects < 2):
             async with listening(port, "/v1/stream?kind=noop", headers if resumes or not connects else {}) as stream:
                 connects += 1
                 for _ in range(chance.randrange(1, 120)):
@@ -175,6 +173,8 @@ async def _broken_off(door: Door, port: int, *, resumes: bool) -> tuple[list[int
                         break
                     seen.append(event.position)
                 headers = {"Last-Event-ID": stream.last_id}
+            if not resumes:
+                await submitted(door.services, 1)  # while nobody listens
     await appending
     return seen, await _positions(door, began), connects
 
@@ -203,7 +203,7 @@ async def test_whoever_falls_behind_the_ring_reads_on_from_the_log(
     begun = await live.begin(services, Asked(kind="noop"), None)
     subscription = live.subscribe(few, listener, Asked(kind="noop"), begun)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while few._epoch is None or await few.read(subscription) is not None:
                 await listener.rest(0.1)
             ids = await submitted(services, 300)
@@ -219,17 +219,17 @@ async def test_whoever_falls_behind_the_ring_reads_on_from_the_log(
         assert not set(seen) - set(ids)
         assert len(seen) == len(set(seen))
     finally:
-        few.leave(listener, [subscription])
+        few.leave(listener)
         await few.close()
 
 
 async def _listeners(door: Door, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(door.services.feed) != count:  # noqa: ASYNC110  # nothing tells
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("stalled_s", [0.3, 30.0])
+@pytest.mark.parametrize("stalled_s", [1.0, 600.0])
 async def test_who_does_not_read_is_let_go_and_others_go_on(
     door: Door, port: int, monkeypatch: pytest.MonkeyPatch, stalled_s: float
 ) -> None:
@@ -241,10 +241,14 @@ async def test_who_does_not_read_is_let_go_and_others_go_on(
         listening(port, "/v1/stream") as reading,
     ):
         await _listeners(door, 2)
+
+        async def told() -> list[str]:
+            return [(await reading.until("job.submitted"))[-1].data["stream_id"] for _ in range(1_500)]
+
+        listened = asyncio.create_task(told())
         ids = await submitted(door.services, 1_500)
-        told = [(await reading.until("job.submitted"))[-1].data["stream_id"] for _ in ids]
-        assert told == [str(one) for one in ids]
-        if stalled_s < 1:
+        assert await listened == [str(one) for one in ids]
+        if stalled_s == 1:
             await _listeners(door, 1)
         else:
             assert len(door.services.feed) == 2
@@ -255,7 +259,7 @@ async def test_a_client_that_leaves_is_forgotten(door: Door, port: int) -> None:
     async with listening(port, "/v1/stream"):
         await _listeners(door, 1)
     await _listeners(door, 0)
-    assert not door.services.feed._by_key
+    assert door.services.feed.subscriptions == 0
     assert not connections.live
 
 
@@ -344,11 +348,6 @@ async def test_streams_are_not_among_the_requests_and_connections_of_the_others(
             assert request.status == 200
             async with listening(port, "/livez") as further:  # the control: two that do not stay are one too many
                 assert further.status == 503
-
-
-async def test_what_is_terminal_is_the_domain_s() -> None:
-    for status in get_args(domain.Status):
-        assert (status in TERMINAL) == domain.is_terminal(domain.Job(status=status))
 
 
 async def test_a_frame_fits_what_was_asked_for() -> None:

@@ -13,10 +13,9 @@ from tests.http.process import started
 from tests.http.test_tls import certificate
 
 from sightline.adapters.embedded.valkey import ValkeyServer
-from sightline.http import server
 
 CLIENTS = 20
-EXIT_S_MAX = server.NOTICE_S + server.GRACE_S + 3
+EXIT_S_MAX = 60
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

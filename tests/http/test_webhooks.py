@@ -1,14 +1,17 @@
 """Webhooks at the door: a secret is said once, URLs are judged, deliveries are listed."""
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.http.door import Door
 
-from sightline.adapters.standard_webhooks import secret_bytes
+from sightline.adapters.standard_webhooks import CallbackSigner, secret_bytes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -25,6 +28,25 @@ async def registered(door: Door, **changed: Any) -> AsyncIterator[dict[str, Any]
     assert answer.headers["Location"] == f"/v1/webhooks/{made['id']}"
     yield made
     await door.client.delete(f"/v1/webhooks/{made['id']}")
+
+
+async def test_nobody_waits_for_the_files_of_a_key_but_whoever_asks_for_it(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, reading, answered = CallbackSigner.load, threading.Event(), threading.Event()
+
+    def slow(keys_dir: Path) -> CallbackSigner:
+        """A disk that takes its time. On the loop it would keep the answer below from ever coming."""
+        reading.set()
+        assert answered.wait(5)
+        return load(keys_dir)
+
+    monkeypatch.setattr(CallbackSigner, "load", slow)
+    asking = asyncio.create_task(door.client.get("/v1/webhooks/key"))
+    assert await asyncio.to_thread(reading.wait, 5)
+    assert (await door.client.get("/livez")).status_code == 200
+    answered.set()
+    assert [key[:5] for key in (await asking).json()["keys"]] == ["whpk_"]
 
 
 async def test_a_secret_is_said_once(door: Door) -> None:
