@@ -179,9 +179,9 @@ def _process(command: Sequence[str], environ: Mapping[str, str], log_path: Path)
         process.wait()
 
 
-async def submit(services: Services) -> Any:
+async def submit(services: Services, **changed: Any) -> Any:
     caller = lifecycle.by_itself("local", uuid7())
-    command = jobs.SubmitJob(job_id=uuid7(), kind="noop", pending_max=PENDING_MAX)
+    command = jobs.SubmitJob(job_id=uuid7(), kind="noop", pending_max=PENDING_MAX, **changed)
     return await services.commands.execute(jobs.submit_job, command, caller)
 
 

@@ -7,24 +7,28 @@ looks twice a second unless told otherwise.
 
 import asyncio
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from typing import Any
 
-import click
 import msgspec
 from msgspec import Struct
 
 from sightline.adapters import logs, settings
 from sightline.adapters.event_store.codec import Recorded
 from sightline.adapters.event_store.reader import Tail
+from sightline.adapters.ids import uuid7
+from sightline.commands import jobs
 from sightline.workers import lifecycle
+from sightline.workers.lifecycle import Services
 
 from . import measure
 from .p3_jobs import ROOT, Ours, Peer, submit, systems
 
 JOBS = 300
+CANCELLED_JOBS = 50
 TOLD_JOBS = 30  # of those that take half a second each
 REST_S = 0.02
 NOOP_JOBS = str(ROOT / "benchmarks/peers/noop_jobs.py")
@@ -42,72 +46,108 @@ class Took(Struct, frozen=True):
     steps: dict[str, float]
 
 
-async def wait(count: int) -> list[Took]:
-    """So many jobs of ours, one after another."""
+class Client:
+    """Of ours: says what it wants, and follows the log."""
+
+    def __init__(self, services: Services, tail: Tail) -> None:
+        self._services = services
+        self._tail = tail
+
+    async def took(self) -> Took:
+        """One job."""
+        began = time.time()
+        receipt = await submit(self._services)
+        seen = await self._until(receipt, "job.completed")
+        read_ms = (time.time() - began) * 1000
+        steps = {STEPS[one.topic]: (one.recorded_at.timestamp() - began) * 1000 for one in seen}
+        return Took(read_ms, steps)
+
+    async def cancelled(self) -> float:
+        """Milliseconds from asking that a running job be cancelled until the log says that it was."""
+        receipt = await submit(self._services, params={"sleep_s": 60})
+        await self._until(receipt, "job.started")
+        began = time.time()
+        by = lifecycle.by_itself("local", uuid7())
+        asked = await self._services.commands.execute(jobs.cancel_job, jobs.CancelJob(job_id=receipt.stream_id), by)
+        await self._until(asked, "job.cancelled")
+        return (time.time() - began) * 1000
+
+    async def _until(self, receipt: Any, topic: str) -> list[Recorded]:
+        """The job's events, from the receipt's on."""
+        seen: list[Recorded] = []
+        position = receipt.position - 1
+        while not any(one.topic == topic for one in seen):
+            if page := await self._services.store.reader.page(after=position):
+                seen += [one for one in page if one.stream_id == receipt.stream_id]
+                position = page[-1].id
+            else:
+                await self._tail.wait()
+        return seen
+
+
+class Times(Struct, frozen=True):
+    took: list[Took]
+    cancelled_ms: list[float]
+
+
+async def measured() -> Times:
+    """All jobs of ours, one after another."""
     given = settings.read()
     logs.configure(given)
-    took = []
+    found = Times([], [])
     async with (
         lifecycle.open_services(given) as services,
         Tail(given.database_direct_url or given.database_url) as tail,
     ):
-        for _ in range(count):
-            began = time.time()
-            receipt = await submit(services)
-            seen: list[Recorded] = []
-            position = receipt.position - 1
-            while not any(one.topic == "job.completed" for one in seen):
-                if page := await services.store.reader.page(after=position):
-                    seen += [one for one in page if one.stream_id == receipt.stream_id]
-                    position = page[-1].id
-                else:
-                    await tail.wait()
-            read_ms = (time.time() - began) * 1000
-            steps = {STEPS[one.topic]: (one.recorded_at.timestamp() - began) * 1000 for one in seen}
-            took.append(Took(read_ms, steps))
+        client = Client(services, tail)
+        for _ in range(JOBS):
+            found.took.append(await client.took())
             await asyncio.sleep(REST_S)
-    return took
+        for _ in range(CANCELLED_JOBS):
+            found.cancelled_ms.append(await client.cancelled())
+    return found
 
 
-def ours_ms(ours: Ours, count: int) -> list[Took]:
-    with ours.running(1):
-        return msgspec.json.decode(ours.python("-m", "benchmarks.p4_rest", str(count)), type=list[Took])
+def ours(system: Ours) -> Times:
+    with system.running(1):
+        return msgspec.json.decode(system.python("-m", "benchmarks.p4_rest"), type=Times)
 
 
-def ran_ms(peer: Peer, directory: Path, count: int) -> list[float]:
-    times = directory / f"ran-{time.monotonic_ns()}"
+def ran_ms(peer: Peer, count: int) -> list[float]:
+    times = peer.directory / f"ran-{time.monotonic_ns()}"
     with peer.working(1, times):
         said = peer.run([NOOP_JOBS, "wait", str(count)], module=False, environ={"TIMES": str(times)})
     return msgspec.json.decode(said, type=list[float])
 
 
-def told_ms(peer: Peer, directory: Path, count: int) -> list[float]:
-    with peer.working(1, directory / "told"):
+def told_ms(peer: Peer, count: int) -> list[float]:
+    with peer.working(1, peer.directory / "told"):
         return msgspec.json.decode(peer.run([NOOP_JOBS, "told", str(count)], module=False), type=list[float])
 
 
 def run(*, rounds: int, seconds: float) -> None:  # noqa: ARG001  # a taking lasts as long as its jobs take
     """Measure, print, and keep the table; `rounds` times in turn."""
-    ours: list[Took] = []
+    took: list[Took] = []
+    cancelled: list[float] = []
     ran: list[float] = []
     told: list[float] = []
     with ExitStack() as stack:
         given = systems(stack)
         saq = given.peers["saq"]
         for _ in range(rounds):
-            ours += ours_ms(given.ours, JOBS)
-            ran += ran_ms(saq, saq.directory, JOBS)
-            told += told_ms(saq, saq.directory, TOLD_JOBS)
-    steps = {
-        f"sightline, {name} in the log": [one.steps[name] for one in ours]
-        for name in ("submitted", "started", "completed")
-    }
+            times = ours(given.ours)
+            took += times.took
+            cancelled += times.cancelled_ms
+            ran += ran_ms(saq, JOBS)
+            told += told_ms(saq, TOLD_JOBS)
+    steps = {f"sightline: {name} in the log": [one.steps[name] for one in took] for name in STEPS.values()}
     show(
         {
             **steps,
-            "sightline, read by its client": [one.read_ms for one in ours],
-            "saq, ran": ran,
-            "saq, known to its client": told,
+            "sightline: read by its client": [one.read_ms for one in took],
+            "saq: run": ran,
+            "saq: known to its client": told,
+            "sightline: cancelled while it ran, from asking on": cancelled,
         }
     )
 
@@ -116,10 +156,19 @@ def show(took: Mapping[str, Sequence[float]]) -> None:
     rows = []
     for name, each in took.items():
         cuts = statistics.quantiles(each, n=100)
-        rows.append((name, f"{statistics.median(each):.1f}", f"{cuts[89]:.1f}", f"{cuts[98]:.1f}", f"{len(each):,}"))
+        rows.append(
+            (
+                name,
+                f"{statistics.median(each):.1f}",
+                f"{cuts[89]:.1f}",
+                f"{cuts[98]:.1f}",
+                f"{max(each):.1f}",
+                f"{len(each):,}",
+            )
+        )
     measure.show(
         "P4: from submitting a job at rest, in milliseconds",
-        ("until it was", "p50", "p90", "p99", "jobs"),
+        ("until it was", "p50", "p90", "p99", "longest", "jobs"),
         rows,
         "p4",
         (
@@ -132,12 +181,5 @@ def show(took: Mapping[str, Sequence[float]]) -> None:
     )
 
 
-@click.command()
-@click.argument("count", type=int)
-def main(count: int) -> None:
-    """Print what so many jobs of ours took; in a process of its own, as a client is."""
-    click.echo(msgspec.json.encode(asyncio.run(wait(count))))
-
-
 if __name__ == "__main__":
-    main()
+    sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(measured())))
