@@ -36,6 +36,17 @@ def curl_on_path(tmp_path_factory: pytest.TempPathFactory) -> None:
         os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
 
 
+def _plain_stacks() -> None:
+    """structlog's own default draws each stack with all of its variables, which takes longer than most tests."""
+    structlog.reset_defaults()
+    *processors, _ = structlog.get_config()["processors"]
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*processors, plain])
+
+
+_plain_stacks()
+
+
 @pytest.fixture(autouse=True)
 def _logs_as_they_were() -> Iterator[None]:
     """A command that is called in this process configures the logs of all of it."""
@@ -46,7 +57,7 @@ def _logs_as_they_were() -> Iterator[None]:
     yield
     sys.excepthook, threading.excepthook = hooks
     logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
+    _plain_stacks()
     root.handlers[:] = handlers
     root.setLevel(level)
     for name, before in quiet.items():

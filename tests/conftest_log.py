@@ -54,7 +54,9 @@ def database(server: PostgresServer, name: str, template: str) -> Iterator[LogDa
     """A database of the login role's, dropped at the end with whoever is still connected."""
     with psycopg.connect(server.superuser_dsn, autocommit=True) as connection:
         connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}").format(*map(sql.Identifier, (name, template, ROLE)))
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {} STRATEGY file_copy").format(  # the quicker without fsync
+                *map(sql.Identifier, (name, template, ROLE))
+            )
         )
     try:
         yield LogDatabase(make_conninfo(server.dsn, dbname=name), make_conninfo(server.superuser_dsn, dbname=name))

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from msgspec import Struct
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 120.0
 STARTS_MAX = 3  # A free port may be taken by another process between being chosen and being used.
 STORAGE_SERVERS = ("account", "container", "object")
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from sightline.adapters.embedded.postgres import PostgresServer
@@ -20,8 +21,14 @@ def parts_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgres_server(parts_dir: Path) -> Iterator[PostgresServer]:
-    """PostgreSQL with the stated configuration; `superuser_dsn` may CREATE DATABASE (with `vector` in it)."""
+    """PostgreSQL with the stated configuration; `superuser_dsn` may CREATE DATABASE (with `vector` in it).
+
+    But that it does not wait for the disk: processes are killed under the tests, and no machine loses its power.
+    """
     with PostgresServer(parts_dir) as server:
+        with psycopg.connect(server.superuser_dsn, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("SELECT pg_reload_conf()")
         yield server
 
 
@@ -39,7 +46,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """
     Raises:
         TimeoutError: it did not come true.

@@ -17,8 +17,8 @@ from tests.conftest_parts import is_running, wait_for
 
 from sightline.adapters.embedded.processes import RunAs, spawn
 
-UNTIL_S = 20.0
-STOP_S = 10.0
+UNTIL_S = 120.0  # guards against hanging, as all below: what is tested takes seconds, on a machine of its own
+STOP_S = 60.0
 
 
 class Up:
@@ -29,7 +29,7 @@ class Up:
     ) -> None:
         self.data_dir = data_dir
         self.log_path = data_dir.with_name(f"{data_dir.name}-{port}.log")
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
         command = ["up", "--data-dir", str(data_dir), "--port", str(port)]
         self.process = spawn(
             [*prefix, sys.executable, "-m", "sightline", *command],
@@ -40,7 +40,7 @@ class Up:
         )
         self._started_at = time.monotonic()
 
-    def until_ready(self, timeout_s: float = 30.0) -> float:
+    def until_ready(self, timeout_s: float = UNTIL_S) -> float:
         """Seconds from the start to the first /readyz that says 200."""
         wait_for(self.ready, timeout_s)
         return time.monotonic() - self._started_at

@@ -19,7 +19,7 @@ TUTORIAL = (Path(__file__).parents[1] / "docs" / "tutorial" / "first-job.md").re
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", TUTORIAL, re.DOTALL))
 READY_S = 60.0
-STOP_S = 15.0
+STOP_S = 60.0
 RUN_S = 60.0
 
 

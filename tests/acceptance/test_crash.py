@@ -10,7 +10,7 @@ from tests.conftest_up import Up, is_part
 
 @pytest.fixture
 def up(running: Up) -> Up:
-    wait_for(running.ready, 20)
+    wait_for(running.ready)
     return running
 
 
@@ -21,7 +21,7 @@ def test_kill_9_of_the_worker_during_a_job(up: Up) -> None:
     wait_for(lambda: "job.progressed" in told(up, job["id"]))
     for pid in [pid for pid, line in up.pids().items() if is_part(line, "work")]:
         os.kill(pid, signal.SIGKILL)
-    done = up.until_job(job["id"], "completed", timeout_s=30)
+    done = up.until_job(job["id"], "completed")
     assert done["attempt"] == 2
     said = [topic for topic in told(up, job["id"]) if topic != "job.progressed"]
     assert said == ["job.submitted", "job.started", "job.retry_scheduled", "job.started", "job.completed"]

@@ -18,7 +18,7 @@ from sightline.adapters import minilm
 @pytest.fixture(scope="module")
 def built(running: Up) -> Up:
     """The service after an operator built MiniLM beside it."""
-    wait_for(running.ready, 20)
+    wait_for(running.ready)
     command = [sys.executable, "-m", "sightline", "models", "build-minilm", "--data-dir", str(running.data_dir)]
     subprocess.run(command, check=True, capture_output=True, timeout=60, env=os.environ)
     return running
@@ -30,7 +30,7 @@ TEXTS = ["A man is eating food.", "A man eats something.", "The stock market fel
 def test_texts_become_vectors(built: Up) -> None:
     submitted = built.post("/v1/jobs", {"kind": "embed", "params": {"texts": TEXTS}})
     assert submitted["model_sha256"] == minilm.SHA256
-    job = built.until_job(submitted["id"], "completed", timeout_s=30)
+    job = built.until_job(submitted["id"], "completed")
     assert (job["manifest"]["count"], job["manifest"]["truncated"]) == (3, [])
     [artifact] = built.get(f"/v1/jobs/{job['id']}/artifacts")["items"]
     vectors = np.load(io.BytesIO(built.client.get(artifact["url"]).content))
@@ -71,9 +71,9 @@ def test_what_the_door_refuses(built: Up, body: bytes, status: int, code: str) -
 
 
 def test_a_photograph_is_judged_and_the_answer_says_by_whom(running: Up) -> None:
-    wait_for(running.ready, 20)
+    wait_for(running.ready)
     submitted = running.post("/v1/jobs", {"kind": "inspect", "inputs": [upload(running)], "params": {"top_k": 2}})
-    job = running.until_job(submitted["id"], "completed", timeout_s=30)
+    job = running.until_job(submitted["id"], "completed")
     assert job["manifest"]["heuristic"] is True
     assert {one["label"] for one in job["manifest"]["labels"]} == {"blurred", "well_exposed"}
     assert job["manifest"]["model"]["name"] == "photo-quality-heuristic"

@@ -128,7 +128,7 @@ def sightline(settings: Settings, *words: str, stdin: str = "") -> "subprocess.C
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -158,7 +158,7 @@ def told(settings: Settings, server: PostgresServer, processes: Processes, direc
     port = free_port()
     for command, changed in (("serve", {"port": port}), ("project", {})):
         processes.start(command, **changed)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1/sessions", timeout=20) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1/sessions", timeout=300) as client:
         wait_for(lambda: answers(client), 30)
         key = {"Idempotency-Key": "once"}
         made = client.post("", json={"user_id": canary}, headers=key)
@@ -203,7 +203,7 @@ def base_backup(server: PostgresServer, home: Path) -> Path:
         "--checkpoint=fast",
         "--wal-method=fetch",
     ]
-    subprocess.run([postgres_program("pg_basebackup"), *words], check=True, timeout=60)
+    subprocess.run([postgres_program("pg_basebackup"), *words], check=True, timeout=300)
     return home
 
 
@@ -238,7 +238,7 @@ def test_no_trace_of_the_name_is_left(story: Story, tmp_path: Path) -> None:
         "--file",
         dump,
     ]
-    subprocess.run([postgres_program("pg_dump"), *words], check=True, timeout=60)
+    subprocess.run([postgres_program("pg_dump"), *words], check=True, timeout=300)
     assert "session.created.2" in dump.read_text()
     logs = list(story.directory.glob("process-*.log"))
     assert len(logs) == 2

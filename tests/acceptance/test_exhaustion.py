@@ -133,14 +133,14 @@ def test_a_full_disk(small_disk: SmallDisk) -> None:
 
     # Then the database, while somebody keeps on asking.
     small_disk.fill()
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 300
     while len(ledger.refusals) < 3:
         small_disk.fill()  # what a worker or a log gave back
         ledger.submit(up.client)
         assert time.monotonic() < deadline
     assert up.status("/readyz") in (UNAVAILABLE, 0)
     small_disk.free()
-    wait_for(up.ready, 30)
+    wait_for(up.ready)
     for key in ledger.refused_keys[-5:]:
         answer = ledger.submit(up.client, key=key)
         assert answer is not None
@@ -150,7 +150,7 @@ def test_a_full_disk(small_disk: SmallDisk) -> None:
 
 def test_the_ledger_finds_what_was_acknowledged_and_is_not_there(running: Up) -> None:
     """The control of every test here."""
-    wait_for(running.ready, 20)
+    wait_for(running.ready)
     ledger = Ledger()
     ledger.submit(running.client)
     ledger.hold(running)
@@ -170,7 +170,7 @@ def first_free(pid: int) -> int:
 
 
 def test_no_descriptors_are_left(running: Up) -> None:
-    wait_for(running.ready, 20)
+    wait_for(running.ready)
     ledger = Ledger()
     content = b"x" * 1000
     announce(running, content)  # from here on the client's connection is open
@@ -188,7 +188,7 @@ def test_no_descriptors_are_left(running: Up) -> None:
             assert ledger.submit(stranger) is None, "a new connection gets no answer, rather than a wrong one"
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-    wait_for(running.ready, 20)
+    wait_for(running.ready)
     _, taken = announce(running, content)
     assert taken.status_code == 201
     for key in ledger.refused_keys:
@@ -201,7 +201,7 @@ def test_no_descriptors_are_left(running: Up) -> None:
 
 def test_valkey_is_killed_again_and_again(running: Up) -> None:
     """It gives hints: without it nothing is refused, and each job is done all the same."""
-    wait_for(running.ready, 20)
+    wait_for(running.ready)
     ledger = Ledger()
     for _ in range(3):
         for pid in [pid for pid, line in running.pids().items() if is_part(line, "valkey-server")]:
@@ -211,7 +211,7 @@ def test_valkey_is_killed_again_and_again(running: Up) -> None:
             assert answer is not None
             assert answer.is_success
     for job_id in ledger.jobs.values():
-        running.until_job(job_id, "completed", timeout_s=30)
+        running.until_job(job_id, "completed")
     ledger.hold(running)
 
 
@@ -282,7 +282,7 @@ class Faulty(Struct):
 
         load = [asyncio.create_task(append_for_ever()) for _ in range(8)]
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(300):
                 while not condition():
                     if self.server.poll() is not None:
                         self.server.launch()

@@ -17,7 +17,7 @@ LAYERS = {"num_layers": 3, "max_size": 256}
 
 @pytest.fixture
 def up(running: Up) -> Up:
-    wait_for(running.ready, 20)
+    wait_for(running.ready)
     return running
 
 
@@ -39,7 +39,7 @@ def upload(up: Up) -> str:
 def test_a_picture_becomes_layers_and_its_events_tell_how(up: Up) -> None:
     asset_id = upload(up)
     submitted = up.post("/v1/jobs", {"kind": "layer-photo-realistic", "inputs": [asset_id], "params": LAYERS})
-    job = up.until_job(submitted["id"], "completed", timeout_s=30)
+    job = up.until_job(submitted["id"], "completed")
     assert abs(sum(layer["coverage_percent"] for layer in job["manifest"]["layers"]) - 100) <= 0.5
     for artifact in up.get(f"/v1/jobs/{job['id']}/artifacts")["items"]:
         data = up.client.get(artifact["url"]).content

@@ -64,7 +64,7 @@ def test_tokens() -> None:
 
 
 def _submit(url: str, key: str, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(f"{url}/v1/jobs", json=body, headers={"Idempotency-Key": key}, timeout=20)
+    return httpx.post(f"{url}/v1/jobs", json=body, headers={"Idempotency-Key": key}, timeout=60)
 
 
 def test_repeated_requests(given: dict[str, str], tmp_path: Path) -> None:
@@ -90,12 +90,12 @@ def test_signed_urls(given: dict[str, str], tmp_path: Path) -> None:
     directory = tmp_path / "data"
 
     def announced(url: str) -> dict[str, Any]:
-        grant: dict[str, Any] = httpx.post(f"{url}/v1/assets", json=asked, timeout=20).json()["upload"]
+        grant: dict[str, Any] = httpx.post(f"{url}/v1/assets", json=asked, timeout=60).json()["upload"]
         return grant
 
     def brought(url: str, grant: dict[str, Any]) -> int:
         path = grant["url"].partition("/objects/")[2]
-        return httpx.put(f"{url}/objects/{path}", headers=grant["headers"], content=data, timeout=20).status_code
+        return httpx.put(f"{url}/objects/{path}", headers=grant["headers"], content=data, timeout=60).status_code
 
     with started(directory, **given) as running:
         first, second = announced(running.url), announced(running.url)
@@ -132,12 +132,12 @@ def test_peoples_data(given: dict[str, str], tmp_path: Path) -> None:
     key_path = directory / "keys" / "sealing.key"
 
     def person(url: str, session_id: str) -> str | None:
-        answer = httpx.get(f"{url}/v1/sessions/{session_id}?at=9999999", timeout=20)  # by the log: nobody projects here
+        answer = httpx.get(f"{url}/v1/sessions/{session_id}?at=9999999", timeout=60)  # by the log: nobody projects here
         user_id: str | None = answer.json()["user_id"]
         return user_id
 
     with started(directory, **given) as running:
-        made = httpx.post(f"{running.url}/v1/sessions", json={"user_id": "ada"}, timeout=20).json()
+        made = httpx.post(f"{running.url}/v1/sessions", json={"user_id": "ada"}, timeout=60).json()
         before = key_path.read_bytes()
         rotated = _sightline(given, directory, "people", "rotate-key")
         assert (rotated.returncode, rotated.stdout.count("\n")) == (0, 1), rotated.stderr

@@ -312,7 +312,7 @@ def test_psql_as_an_analyst(analyst_dsn: str) -> None:
         "SET statement_timeout = 0; SELECT count(*) > 0 FROM analytics.jobs; RESET ROLE; SELECT FROM public.jobs_v1"
     )
     done = subprocess.run(
-        [psql_path(), "-XAt", analyst_dsn, "-c", script], capture_output=True, text=True, timeout=20, check=False
+        [psql_path(), "-XAt", analyst_dsn, "-c", script], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout.split() == ["SET", "t", "RESET"]
     assert "permission denied for table jobs_v1" in done.stderr

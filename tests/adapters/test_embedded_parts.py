@@ -80,7 +80,7 @@ def test_a_guest_uses_the_parts_and_leaves_them(data_dir: Path) -> None:
             assert guest.owned == ()
             assert serves(found)
         assert all(is_running(pid) for pid in pids)
-        owner.communicate(timeout=10)
+        owner.communicate(timeout=60)
     assert owner.returncode == 0
     assert not any(is_running(pid) for pid in pids)
 
@@ -109,7 +109,7 @@ def test_of_starters_at_once_one_owns_each_part(data_dir: Path) -> None:
         assert sum(len(pids) for pids in owned) == 2
     finally:
         for starter in sorted(starters, key=lambda one: one.pid):
-            starter.communicate(timeout=20)
+            starter.communicate(timeout=60)
     assert [starter.returncode for starter in starters] == [0] * 4
 
 

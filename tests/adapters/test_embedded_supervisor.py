@@ -39,6 +39,8 @@ def plan(settings):
 parts = Parts(Settings(data_dir=data_dir), attach=False)
 sys.exit(Supervisor(parts, plan, grace_s=grace_s, on_ready=lambda: print('{"event": "all_ready"}', flush=True)).run())
 """
+GRACE_S = 120.0
+STOP_S_MAX = 60.0  # less than the grace, however busy the machine is: nobody waited for it
 SLEEP = "import time; time.sleep(60)"
 DEAF = """
 import signal, time
@@ -73,7 +75,7 @@ class Watched:
             time.sleep(0.05 if len(numbers) > 1 else 0)
         assert self.process.stdout
         self.lines += [json.loads(line) for line in self.process.stdout]
-        assert self.process.wait(15) == 0
+        assert self.process.wait(60) == 0
         assert self.left() == []
         return time.monotonic() - began
 
@@ -89,7 +91,7 @@ def data_dir() -> Iterator[Path]:
 
 
 @contextmanager
-def supervised(data_dir: Path, children: dict[str, str] | None, grace_s: float = 6.0) -> Iterator[Watched]:
+def supervised(data_dir: Path, children: dict[str, str] | None, grace_s: float = GRACE_S) -> Iterator[Watched]:
     run = [sys.executable, "-c", SUPERVISOR, str(data_dir), json.dumps(children), str(grace_s)]
     with subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -118,7 +120,7 @@ def test_it_starts_waits_for_readiness_and_stops_in_order(data_dir: Path) -> Non
         (data_dir / "slow.ready").touch()
         watched.until("process_ready", process="slow")
         watched.until("all_ready")
-        assert watched.stop() < 5
+        assert watched.stop() < STOP_S_MAX
         assert not (data_dir / "postgres" / "data" / "postmaster.pid").exists()
 
 
@@ -131,7 +133,7 @@ def test_a_dead_process_is_started_again_with_a_growing_pause(data_dir: Path) ->
         os.kill(steady["pid"], signal.SIGKILL)
         assert watched.until("process_died", process="steady")["status"] == -signal.SIGKILL
         assert watched.until("process_started", process="steady")["starts"] == 2
-        assert watched.stop() < 5
+        assert watched.stop() < STOP_S_MAX
 
 
 def test_killed_parts_are_started_again_and_their_orphans_buried(data_dir: Path) -> None:
@@ -147,7 +149,7 @@ def test_killed_parts_are_started_again_and_their_orphans_buried(data_dir: Path)
         os.kill(pid, signal.SIGKILL)
         watched.until("process_started", process="valkey")
         wait_for(lambda: zombies_of(watched.process.pid) == [])
-        assert watched.stop() < 5
+        assert watched.stop() < STOP_S_MAX
 
 
 def zombies_of(parent: int) -> list[str]:
@@ -158,20 +160,20 @@ def zombies_of(parent: int) -> list[str]:
 def test_a_deaf_process_is_killed_after_its_grace(data_dir: Path) -> None:
     with supervised(data_dir, {"deaf": DEAF}, grace_s=0.5) as watched:
         watched.until("deaf")
-        assert 0.5 <= watched.stop() < 5
+        assert 0.5 <= watched.stop() < STOP_S_MAX
         assert any(line.get("event") == "process_killed" for line in watched.lines)
 
 
 def test_a_second_signal_does_not_wait(data_dir: Path) -> None:
-    with supervised(data_dir, {"deaf": DEAF}, grace_s=30) as watched:
+    with supervised(data_dir, {"deaf": DEAF}, grace_s=GRACE_S) as watched:
         watched.until("deaf")
-        assert watched.stop(signal.SIGINT, signal.SIGINT) < 5
+        assert watched.stop(signal.SIGINT, signal.SIGINT) < STOP_S_MAX
 
 
 def test_it_can_be_stopped_while_it_starts(data_dir: Path) -> None:
     with supervised(data_dir, None) as watched:
         url = watched.until("planning")["url"]
-        assert watched.stop() < 5
+        assert watched.stop() < STOP_S_MAX
         assert not answers(url)
 
 
@@ -185,4 +187,4 @@ def test_a_killed_supervisor_leaves_no_process(data_dir: Path) -> None:
         wait_for(lambda: watched.left() == [] and not is_running(postgres) and not answers(url))
     with supervised(data_dir, {"one": SLEEP}) as watched:
         watched.until("all_ready")
-        assert watched.stop() < 5
+        assert watched.stop() < STOP_S_MAX

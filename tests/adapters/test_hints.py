@@ -168,7 +168,7 @@ async def test_a_kind_that_is_held_is_taken_from_again_when_that_is_over(client:
     one = candidate()
     await hints.offer([one])
     await hints.put_back(await hints.take(["noop"], count=1, timeout_s=1), hold_s=0.05)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not (taken := await hints.take(["noop", "embed"], count=1, timeout_s=10)):
             pass
     assert taken == [one.job_id]

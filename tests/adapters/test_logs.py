@@ -7,6 +7,7 @@ import pytest
 import structlog
 
 from sightline.adapters import logs
+from sightline.adapters.redaction import TEXT_CHARS_MAX
 from sightline.adapters.settings import Settings
 
 HOSTILE = {
@@ -52,7 +53,7 @@ def test_an_exception_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> Non
 def test_long_texts_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(Settings(log_format="json"))
     structlog.get_logger().info("told", field="x" * 100_000)
-    assert len(capsys.readouterr().err) < 2 * logs.VALUE_CHARS_MAX
+    assert len(capsys.readouterr().err) < 2 * TEXT_CHARS_MAX
 
 
 def test_levels_are_the_settings(capsys: pytest.CaptureFixture[str]) -> None:

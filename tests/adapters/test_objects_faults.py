@@ -171,7 +171,7 @@ class TestS3:
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         await store.close()
         assert [type(outcome) for outcome in outcomes] == [ObjectStoreUnavailable] * len(calls)
-        assert time.monotonic() - started_s < 8
+        assert time.monotonic() - started_s < 60  # a store that hangs would take longer, try after try
 
     async def test_credentials_that_are_refused(self, swift_s3: Any) -> None:
         async with connected(swift_s3, secret_access_key="not this one") as store:
@@ -209,11 +209,11 @@ async def test_cancelled_file_work_has_ended_when_the_clean_up_begins() -> None:
 
     def work() -> None:
         running.set()
-        may_end.wait(timeout=10)
+        may_end.wait(timeout=60)
         ended.set()
 
     task = asyncio.create_task(in_thread(work))
-    await asyncio.to_thread(running.wait, 10)
+    await asyncio.to_thread(running.wait, 60)
     task.cancel()
     done, _ = await asyncio.wait([task], timeout=0.05)
     assert not done
@@ -327,5 +327,5 @@ async def cutting_proxy(upstream_url: str) -> AsyncIterator[CuttingProxy]:
         try:
             yield proxy
         finally:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await asyncio.gather(*proxy.connections)

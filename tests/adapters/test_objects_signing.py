@@ -179,7 +179,7 @@ def test_processes_that_start_together_agree_on_one_secret(tmp_path: Path) -> No
     together = Barrier(16)  # Threads will do: they meet in the file system alone.
 
     def start(_: int) -> Secrets:
-        together.wait(timeout=10)
+        together.wait(timeout=60)
         return load_secrets(tmp_path / "keys")
 
     with ThreadPoolExecutor(together.parties) as pool:

@@ -39,7 +39,7 @@ class Operator:
             env=os.environ | self.environ,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
 

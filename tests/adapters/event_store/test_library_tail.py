@@ -30,7 +30,7 @@ PROCESSES, THREADS_EACH = 2, 3
 EVENTS_A_SAVE_MAX = 20
 SECTION_SIZE = 500
 EVENTS_A_SECOND_MIN = 500  # slower than that on the busiest machine, something is stuck
-CONTROL_EVENTS, CONTROL_RUNS_MAX = 6_000, 10
+CONTROL_EVENTS, CONTROL_RUNS_MAX = 6_000, 50
 CONTROL_A_SAVE_MAX = 3  # more commits, more chances
 
 
@@ -100,7 +100,7 @@ def tail(
                 beside += saving and bool(found)
                 if not saving and not found:
                     break
-            assert [process.wait(10) for process in processes] == [0] * PROCESSES
+            assert [process.wait(60) for process in processes] == [0] * PROCESSES
         return seen, beside, application.recorder.max_notification_id() or 0
 
 
@@ -116,7 +116,7 @@ def test_a_reader_of_the_notification_log_sees_exactly_the_table(
     assert seen == [Notification(*row) for row in table]
     assert [one.id for one in seen] == list(range(1, last + 1))
     assert last == EVENTS // PROCESSES // THREADS_EACH * PROCESSES * THREADS_EACH
-    assert beside > 10  # it read while they wrote
+    assert beside > 2  # it read while they wrote
     print(f"run {run + 1}: {last:,} events, {PROCESSES * THREADS_EACH} savers, {beside} reads beside them, 0 skipped")
 
 

@@ -153,7 +153,7 @@ async def test_a_subscription_begins_with_what_is_there_and_goes_on(
     store: EventStore, log_database: LogDatabase
 ) -> None:
     await say(store, command((A, 0), events_each=3))
-    async with Tail(log_database.dsn) as tail, asyncio.timeout(10):
+    async with Tail(log_database.dsn) as tail, asyncio.timeout(60):
         pages = subscribe(store.reader, tail, after=1)
         assert [one.position for one in await anext(pages)] == [2, 3]
         following = asyncio.ensure_future(anext(pages))
