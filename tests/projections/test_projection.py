@@ -199,7 +199,7 @@ async def test_a_position_beyond_the_log_is_refused_at_once(service: Service) ->
 
 
 async def test_who_waits_is_woken_by_the_projection(bare_service: Service) -> None:
-    """Woken, not timed: the poll of the tail is far slower than the time allowed here."""
+    """Long before its time is over; and it leaves nothing behind."""
     reads = bare_service.reads
     await bare_service.submit()
     watching = asyncio.create_task(reads.watch())
