@@ -7,8 +7,9 @@ is asked once and the log takes their events in a batch. How many run together i
 import asyncio
 import tempfile
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Self, TypeVar
 from uuid import UUID
 
@@ -47,7 +48,6 @@ class Group:
         self._kind = KINDS[attempts[0].submitted.kind]
         self._outcomes: list[Outcome] = []
         self._until_settled = ExitStack()
-        self._moving = asyncio.Semaphore(MOVING_MAX)
 
     async def run(self, runner: Runner, stopping: asyncio.Event, lease: Lease) -> Self:
         """Have all of them computed. Never raises for what a job did."""
@@ -56,7 +56,7 @@ class Group:
         try:
             root = self._until_settled.enter_context(tempfile.TemporaryDirectory(prefix="sightline-jobs-"))
             asked = await self._moved(
-                self._question(attempt, f"{root}/{number}") for number, attempt in enumerate(self.attempts)
+                partial(_question, attempt, f"{root}/{number}") for number, attempt in enumerate(self.attempts)
             )
             self._outcomes = await self._answers(runner, asked)
         except Exception as error:  # noqa: BLE001  # a full disk, no child: all of theirs to tell
@@ -86,7 +86,7 @@ class Group:
 
     async def _complete(self, done: Sequence[tuple[Attempt, RunnerAnswer]]) -> None:
         """Results as one command; each by itself where together they are not taken."""
-        brought = await self._moved(self._completion(*one) for one in done)
+        brought = await self._moved(partial(_completion, *one) for one in done)
         completions: list[tuple[Attempt, Completion]] = []
         for (attempt, _), one in zip(done, brought, strict=True):
             if isinstance(one, Completion):
@@ -110,30 +110,21 @@ class Group:
         for attempt, completion in completions:
             await attempt.settle(completion)
 
-    async def _completion(self, attempt: Attempt, answer: RunnerAnswer) -> Completion | Exception:
-        async with self._moving:
-            try:
-                return await attempt.completion(answer)
-            except Exception as error:  # noqa: BLE001  # settle() says what it means
-                return error
-
     async def _say(self, completions: Sequence[Completion]) -> None:
         by = by_itself(completions[0].result.worker, uuid7())
         await say(self._services, complete_jobs, CompleteJobs(completions=tuple(completions)), by, self._epoch)
 
-    async def _moved(self, moves: Iterable[Coroutine[None, None, T]]) -> list[T]:
-        """The results, in order; several at once where there are files to wait for: else a task costs more than it."""
-        if self._kind.writes:
-            return await asyncio.gather(*moves)
-        return [await move for move in moves]
+    async def _moved(self, moves: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
+        """The results, in order; MOVING_MAX at once where there are files to wait for. Else a task would cost more."""
+        if not self._kind.writes:
+            return [await move() for move in moves]
+        moving = asyncio.Semaphore(MOVING_MAX)
 
-    async def _question(self, attempt: Attempt, directory: str) -> JobInput | Exception:
-        """What the child is asked; or why it cannot be."""
-        async with self._moving:
-            try:
-                return await attempt.question(directory)
-            except Exception as error:  # noqa: BLE001  # the attempt says how it ended, whatever it was
-                return error
+        async def moved(move: Callable[[], Awaitable[T]]) -> T:
+            async with moving:
+                return await move()
+
+        return await asyncio.gather(*map(moved, moves))
 
     async def _answers(self, runner: Runner, asked: Sequence[JobInput | Exception]) -> list[Outcome]:
         questions = [one for one in asked if isinstance(one, JobInput)]
@@ -152,3 +143,18 @@ class Group:
         for attempt in self.attempts:
             attempt.stop(reason)
         await keep_cancelling(runner)
+
+
+async def _question(attempt: Attempt, directory: str) -> JobInput | Exception:
+    """What the child is asked; or why it cannot be."""
+    try:
+        return await attempt.question(directory)
+    except Exception as error:  # noqa: BLE001  # the attempt says how it ended, whatever it was
+        return error
+
+
+async def _completion(attempt: Attempt, answer: RunnerAnswer) -> Completion | Exception:
+    try:
+        return await attempt.completion(answer)
+    except Exception as error:  # noqa: BLE001  # settle() says what it means
+        return error
