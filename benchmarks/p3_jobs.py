@@ -1,9 +1,9 @@
 """P3: jobs that do nothing, each through a worker: how many a second.
 
-A queue is filled, then workers are started on it. Ours is done when the read models have the last completion; the
-others when the last job was run. Each job of ours leaves JobStarted and JobCompleted in the log, durable, and goes
-through the runner child; SAQ, arq and Celery keep nothing that would survive Valkey, Procrastinate keeps its jobs in
-PostgreSQL. All have the same Valkey and the same PostgreSQL server's settings.
+A queue is filled, then workers are started on it. Ours is done when the read models, which had the whole queue before,
+have the last completion; the others when the last job was run. Each job of ours leaves JobStarted and JobCompleted in
+the log, durable, and goes through the runner child; SAQ, arq and Celery keep nothing that would survive Valkey,
+Procrastinate keeps its jobs in PostgreSQL. All have the same Valkey and the same PostgreSQL server's settings.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,12 @@ class Ours:
         filled = self._position()
         if filled != before + count:
             raise RuntimeError(f"{filled - before} events of {count} submissions")
-        with self.running(workers):
-            ends = time.monotonic() + DONE_S_MAX
-            while (seen := self._seen())[0] < filled + 2 * count:
-                if time.monotonic() > ends:
-                    raise RuntimeError(f"{seen[0] - filled} of {2 * count} events after {DONE_S_MAX:g} s")
-                time.sleep(0.005)
+        with self.process("project"):
+            self._until_seen(filled)  # the queue is filled in the read models, too
+            with ExitStack() as stack:
+                for _ in range(workers):
+                    stack.enter_context(self.process("work"))
+                done_s = self._until_seen(filled + 2 * count)
         [(began, done)] = self._rows(
             "SELECT extract(epoch FROM min(recorded_at) FILTER (WHERE topic = 'job.started')),"
             " count(*) FILTER (WHERE topic = 'job.completed') FROM events WHERE position > %s",
@@ -83,16 +83,12 @@ class Ours:
         )
         if done != count:
             raise RuntimeError(f"{done} of {count} jobs were completed")
-        return count / (seen[1] - float(began))
+        return count / (done_s - float(began))
 
-    @contextmanager
-    def running(self, workers: int) -> Iterator[None]:
-        commands = [["project"], *[["work"]] * workers]
-        with ExitStack() as stack:
-            for number, command in enumerate(commands):
-                log = self._directory / f"{number}.log"
-                stack.enter_context(_process([sys.executable, "-m", "sightline", *command], self._environ, log))
-            yield
+    def process(self, command: str) -> AbstractContextManager[None]:
+        """One of ours, while the context lasts."""
+        log = self._directory / f"{command}-{time.monotonic_ns()}.log"
+        return _process([sys.executable, "-m", "sightline", command], self._environ, log)
 
     def python(self, *arguments: str) -> bytes:
         done = subprocess.run([sys.executable, *arguments], env=self._environ, stdout=subprocess.PIPE, check=True)
@@ -101,12 +97,17 @@ class Ours:
     def _position(self) -> int:
         return int(self._rows("SELECT coalesce(max(position), 0) FROM events")[0][0])
 
-    def _seen(self) -> tuple[int, float]:
-        """The position of the read models, and when."""
-        [(position, moment)] = self._rows(
-            "SELECT min(position), extract(epoch FROM clock_timestamp()) FROM projection_checkpoints"
-        )
-        return int(position or 0), float(moment)
+    def _until_seen(self, position: int) -> float:
+        """When the read models had it, by the database's clock, in seconds."""
+        ends = time.monotonic() + DONE_S_MAX
+        query = "SELECT min(position), extract(epoch FROM clock_timestamp()) FROM projection_checkpoints"
+        while True:
+            [(seen, moment)] = self._rows(query)
+            if (seen or 0) >= position:
+                return float(moment)
+            if time.monotonic() > ends:
+                raise RuntimeError(f"{seen} of {position} events after {DONE_S_MAX:g} s")
+            time.sleep(0.005)
 
     def _rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         return self._looking.execute(query.encode(), parameters or None).fetchall()

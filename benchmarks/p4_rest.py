@@ -109,7 +109,7 @@ async def measured() -> Times:
 
 
 def ours(system: Ours) -> Times:
-    with system.running(1):
+    with system.process("project"), system.process("work"):
         return msgspec.json.decode(system.python("-m", "benchmarks.p4_rest"), type=Times)
 
 

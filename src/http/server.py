@@ -1,7 +1,6 @@
 """One API process: services around a server around the application."""
 
 import asyncio
-import gc
 import resource
 import signal
 import socket
@@ -15,7 +14,7 @@ import uvloop
 from litestar import Litestar
 from uvicorn.lifespan.off import LifespanOff
 
-from ..adapters import logs, tls
+from ..adapters import logs, memory, tls
 from ..adapters.settings import Settings, SettingsError, is_loopback, require_door
 from .app import create_app
 from .auth import LOCAL
@@ -30,7 +29,6 @@ LAST_WORDS_S = 0.5
 KEEP_ALIVE_S = 15
 BACKLOG = 2_048
 FILES_BESIDE = 500  # open for other things than clients
-GC_THRESHOLDS = (10_000, 50, 100)  # allocations; collections of the youngest; of the middle ones
 
 log = structlog.get_logger(__name__)
 
@@ -50,17 +48,6 @@ def serve(settings: Settings) -> None:
     logs.configure(settings)
     allow_files(settings.live_streams_max + CONNECTIONS_MAX + FILES_BESIDE)
     uvloop.run(_serve(settings, context))
-
-
-def settle_memory() -> None:
-    """Once all is loaded: the collector need not look again at what stays for good, nor after every few requests.
-
-    Looking through the whole application, its OpenAPI document and the cached states again and again took an eighth of
-    a busy process's time, and held up every request of that moment.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def allow_files(wanted: int) -> None:
@@ -174,6 +161,6 @@ async def _serve(settings: Settings, context: ssl.SSLContext | None) -> None:
             log.warning("authentication_off", actor=LOCAL.actor, role=LOCAL.rights.role, url=settings.public_url)
         if context is None and not is_loopback(settings.host):
             log.warning("tls_off", host=settings.host, trusted_proxies=settings.trusted_proxies)
-        settle_memory()
+        memory.settle()
         await server.serve()
         log.info("stopped")

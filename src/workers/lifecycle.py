@@ -11,6 +11,7 @@ import psycopg
 import structlog
 from msgspec import Struct
 
+from ..adapters import memory
 from ..adapters.event_store.reader import Tail
 from ..adapters.event_store.store import EventStore, open_event_store
 from ..adapters.event_store.writer import CommandRefused, StoreBusy, StoreUnavailable
@@ -110,6 +111,7 @@ async def run_until_stopped(work: Callable[[asyncio.Event], Awaitable[None]], na
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    memory.settle()
     log.info("worker_ready", worker=name)
     await work(stopping)
     log.info("worker_stopped", worker=name)
