@@ -410,3 +410,17 @@ def test_every_path_of_a_seed_is_served_verbatim() -> None:
 def test_every_variable_of_the_seed_is_read_or_has_a_reason() -> None:
     read = {alias for aliases in ALIASES.values() for alias in aliases}
     assert set(SEEDS["S3"]["variables"]) - read == {".env", "API_PREFIX"}
+
+
+def unmeasured(text: str) -> set[str]:
+    """The figures of a text that no result of a benchmark has."""
+    measured = " ".join(path.read_text() for path in (ROOT / "benchmarks" / "results").glob("*.md"))
+    known = set(re.findall(r"[0-9][0-9,.]*[0-9]|[0-9]", measured))
+    return set(re.findall(r"[0-9][0-9,.]*[0-9]", text)) - known
+
+
+def test_every_figure_in_the_readme_was_measured() -> None:
+    text = (ROOT / "README.md").read_text()
+    fast = text[text.index("## How fast") : text.index("## The house")]
+    assert unmeasured(fast) == set()
+    assert unmeasured(fast + " 37,161 ") == {"37,161"}
