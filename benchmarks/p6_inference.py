@@ -7,6 +7,7 @@ that are there already. The threads are the same. The first answer of each takin
 
 import asyncio
 import hashlib
+import os
 import statistics
 import tempfile
 import time
@@ -127,10 +128,13 @@ class Laid(Struct, frozen=True):
 class Taking(Struct, frozen=True):
     """Attributes:
     rows: of a run, on the average.
+    own_us, child_us: of the processor, for each run: of the process that asks and serves, and of the one that runs.
     """
 
     rate: float
     rows: float
+    own_us: float
+    child_us: float
 
 
 async def served(model: Laid, rows: int, rows_asked: int, *, seconds: float, threads: int) -> Taking:
@@ -151,6 +155,7 @@ async def served(model: Laid, rows: int, rows_asked: int, *, seconds: float, thr
     try:
         first = await server.infer(file, tensors, timeout_s=60)
         _require_same(first.outputs, onnx.load(model.path, model.sha256).run(feeds))
+        own_s, child_s = time.process_time(), _used_s(server.pids)
         began = time.perf_counter()
 
         async def call() -> None:
@@ -159,9 +164,18 @@ async def served(model: Laid, rows: int, rows_asked: int, *, seconds: float, thr
 
         await asyncio.gather(*(call() for _ in range(rows * BATCHES_AT_ONCE // rows_asked)))
         rate = len(run_rows) * rows_asked / (time.perf_counter() - began)
+        runs = sum(rows_asked / each for each in run_rows)
+        own_us = (time.process_time() - own_s) / runs * 1e6
+        child_us = (_used_s(server.pids) - child_s) / runs * 1e6
     finally:
         await server.close()
-    return Taking(rate, statistics.mean(run_rows))
+    return Taking(rate, statistics.mean(run_rows), own_us, child_us)
+
+
+def _used_s(pids: Sequence[int]) -> float:
+    """Of the processor, by these processes."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def _require_same(found: Sequence[Tensor], wanted: dict[str, Array]) -> None:
@@ -208,11 +222,14 @@ def _laid(directory: Path, model: bytes) -> tuple[Path, str]:
 def run(*, rounds: int, seconds: float, loads: Sequence[int] = LOADS, threads: int = 1) -> None:
     """Measure, print, and keep table and figures."""
     rows: list[Sequence[str]] = []
+    words: list[str] = []
     cells: dict[str, dict[Any, Cell]] = {}
     for subject in (tiny(), compute_bound(), sentences()):
         with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
             model = Laid(subject, *_laid(Path(name), subject.model))
-            found, filled = _measured(model, rounds=rounds, seconds=seconds, loads=loads, threads=threads)
+            costs: list[Taking] = []
+            found, filled = _measured(model, costs, rounds=rounds, seconds=seconds, loads=loads, threads=threads)
+        words.append(_cost_words(subject, max(loads), found["raw"][max(loads)].median, costs))
         cells |= {f"{subject.name}, {who}": by_load for who, by_load in found.items()}
         rows += [_row(subject, load, found, filled[load]) for load in loads]
     measure.show(
@@ -227,7 +244,9 @@ def run(*, rounds: int, seconds: float, loads: Sequence[int] = LOADS, threads: i
                 f" is one row, and the server makes the batches (rows run: how many a run had). {BATCHES_AT_ONCE}"
                 " batches' worth of callers."
             ),
-            "The goal is for the largest batch, asked as batches.",
+            "The goal is for the largest batch, asked as batches. Of the processor, such a batch costs "
+            + "; ".join(words)
+            + ".",
             "The channel, one request at a time, without the graph: " + _channel_words(),
         ),
     )
@@ -254,7 +273,7 @@ def plot(cells: Mapping[str, Mapping[Any, Cell]], loads: Sequence[int]) -> None:
 
 
 def _measured(
-    model: Laid, *, rounds: int, seconds: float, loads: Sequence[int], threads: int
+    model: Laid, costs: list[Taking], *, rounds: int, seconds: float, loads: Sequence[int], threads: int
 ) -> tuple[dict[str, dict[Any, Cell]], dict[int, list[float]]]:
     filled: dict[int, list[float]] = {load: [] for load in loads}
 
@@ -262,6 +281,8 @@ def _measured(
         taking = asyncio.run(served(model, load, rows_asked, seconds=seconds, threads=threads))
         if rows_asked == 1:
             filled[load].append(taking.rows)
+        elif load == max(loads):
+            costs.append(taking)
         return taking.rate
 
     subjects: dict[str, Callable[[Any], float]] = {
@@ -284,6 +305,14 @@ def _row(subject: Subject, load: int, found: dict[str, dict[Any, Cell]], filled:
         f"{items.median / bare.median:.2f}",
         f"{statistics.mean(filled):.1f}",
         f"{GOALS[subject.name]:g}" if load == BATCH_ROWS else "",
+    )
+
+
+def _cost_words(subject: Subject, rows: int, raw_rate: float, costs: Sequence[Taking]) -> str:
+    own_us, child_us = (statistics.median(each) for each in ([c.own_us for c in costs], [c.child_us for c in costs]))
+    return (
+        f"{subject.name}: the child {child_us:,.0f} µs, of which the graph is {rows / raw_rate * 1e6:,.0f}, and beside"
+        f" it the process that asks and serves {own_us:,.0f}"
     )
 
 
