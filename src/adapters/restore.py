@@ -186,7 +186,10 @@ def _recovered(server: PostgresServer, recovery: _Recovery, timed: Timed) -> Ite
                 for name in settings:
                     connection.execute(f"ALTER SYSTEM RESET {name}".encode())  # names of ours, not a caller's
                 connection.execute("SELECT pg_reload_conf()")
-            said.append(f"up to {_end_lsn(server)}")
+            end_lsn = _end_lsn(server)
+            said.append(f"up to {end_lsn}")
+            if recovery.wal is not None and not any(name.startswith("recovery_target_") for name in recovery.settings):
+                _require_all(recovery.wal, end_lsn)
     except (PartError, psycopg.OperationalError) as error:
         server.stop()
         end = log_tail(server.log_path, lines_max=20)
@@ -255,21 +258,52 @@ def _check_segments(wal: Path, needed: WalRange) -> None:
     """
     if not wal.is_dir():
         raise BackupError(f"{wal} is no directory")
-    numbers: dict[int, set[int]] = {}
-    for name in os.listdir(wal):  # noqa: PTH208  names alone; there may be many
-        if found := SEGMENT.fullmatch(name):
-            number = int(found["log"], 16) * SEGMENTS_PER_LOG + int(found["segment"], 16)
-            numbers.setdefault(int(found["timeline"], 16), set()).add(number)
-    log, _, offset = needed.end_lsn.partition("/")
-    first = int(log, 16) * SEGMENTS_PER_LOG + int(offset, 16) // SEGMENT_SIZE_BYTES
-    for timeline, present in numbers.items():
+    first = _segment_of(needed.end_lsn)
+    for timeline, present in _segments(wal).items():
         wanted = {number for number in present if number >= first}
         if timeline == needed.timeline and present and first not in present and wanted:
             raise BackupError(f"{wal} begins after the base backup ended; take one from before")
         holes = sorted(set(range(min(wanted, default=0), max(wanted, default=-1) + 1)) - wanted)
         if holes:
-            missing = f"{timeline:08X}{holes[0] // SEGMENTS_PER_LOG:08X}{holes[0] % SEGMENTS_PER_LOG:08X}"
-            raise BackupError(f"{missing} is missing from {wal}: what comes after it cannot be replayed")
+            raise BackupError(
+                f"{_file_of(timeline, holes[0])} is missing from {wal}: what comes after it cannot be replayed"
+            )
+
+
+def _require_all(wal: Path, end_lsn: str) -> None:
+    """
+    Raises:
+        BackupError: the replay ended before the last whole segment of its timeline. PostgreSQL takes a damaged record
+            for the end of the WAL, and says nothing.
+    """
+    whole = _segments(wal, partial=False)
+    ended = _segment_of(end_lsn)
+    timeline = max(whole, default=0)
+    last = max(whole.get(timeline, ()), default=0)
+    if last > ended:
+        raise BackupError(
+            f"the replay ended at {end_lsn}, in {_file_of(timeline, ended)}, and {wal} goes on to"
+            f" {_file_of(timeline, last)}: that segment is damaged"
+        )
+
+
+def _segments(wal: Path, *, partial: bool = True) -> dict[int, set[int]]:
+    """The numbers of the segments of each timeline."""
+    numbers: dict[int, set[int]] = {}
+    for name in os.listdir(wal):  # noqa: PTH208  names alone; there may be many
+        if (found := SEGMENT.fullmatch(name)) and (partial or not name.endswith(".partial")):
+            number = int(found["log"], 16) * SEGMENTS_PER_LOG + int(found["segment"], 16)
+            numbers.setdefault(int(found["timeline"], 16), set()).add(number)
+    return numbers
+
+
+def _segment_of(lsn: str) -> int:
+    log, _, offset = lsn.partition("/")
+    return int(log, 16) * SEGMENTS_PER_LOG + int(offset, 16) // SEGMENT_SIZE_BYTES
+
+
+def _file_of(timeline: int, segment: int) -> str:
+    return f"{timeline:08X}{segment // SEGMENTS_PER_LOG:08X}{segment % SEGMENTS_PER_LOG:08X}"
 
 
 def _renew_epoch(server: PostgresServer) -> Restored:

@@ -235,6 +235,27 @@ def test_a_segment_whose_filling_was_cut_short_is_filled_up(place: Place) -> Non
     assert restored(place, restore.Target())[0] == 3 * BATCH
 
 
+def test_wal_that_was_damaged_is_not_the_end_of_it(place: Place) -> None:
+    """PostgreSQL itself ends the replay there and serves what it has."""
+    with receiving(place):
+        backup.base(place.server, place.base, say=print)
+        for _ in range(3):
+            append(place.server, 1)
+            with psycopg.connect(place.server.superuser_dsn, autocommit=True) as connection:
+                connection.execute("SELECT pg_switch_wal()")
+        append(place.server, 1)
+        received(place)
+    assert restored(place, restore.Target())[0] == 4 * BATCH
+    damaged = sorted(one for one in place.wal.iterdir() if one.suffix == "")[-3]  # of three whole ones
+    with damaged.open("r+b") as file:
+        file.seek(200)
+        file.write(b"\xff" * 8_000)
+    for target in (restore.Target(), restore.Target(3 * BATCH)):
+        with pytest.raises(BackupError, match=f"the replay ended at .*{damaged.name}.* is damaged"):
+            restored(place, target)
+        assert not (place.new / "postgres" / "data").exists()
+
+
 def test_synchronous_is_refused_while_nobody_receives(place: Place) -> None:
     said = sightline("backup", "synchronous", "on", "--data-dir", place.directory / "old", status=1)
     assert "no receiver is connected" in said
