@@ -29,13 +29,20 @@ def _params(kind: Kind) -> dict[str, Any]:
 
 
 def _batch_of(kind: Kind) -> dict[str, Any]:
-    """What a kind requires may be said for every job or for each."""
-    params = {name: said for name, said in _params(kind).items() if name != "required"}
+    """What a kind requires is said for every job or by each."""
+    whole = _params(kind)
+    params = {name: said for name, said in whole.items() if name != "required"}
     inputs = {"minItems": kind.inputs, "maxItems": kind.inputs}
     job = {"properties": {"params": params, "inputs": inputs}, "required": ["inputs"] if kind.inputs else []}
     defaults = {"params": params} | ({"model_version_id": NOTHING} if kind.task is None else {})
     told = {"kind": {"const": kind.name}, "jobs": {"items": job}, "defaults": {"properties": defaults}}
-    return {"title": kind.name, "properties": told, "required": ["kind", "jobs"]}
+    batch: dict[str, Any] = {"title": kind.name, "properties": told, "required": ["kind", "jobs"]}
+    if needed := whole.get("required"):
+        said = {"properties": {"params": {"type": "object", "required": needed}}, "required": ["params"]}
+        by_each = {"properties": {"jobs": {"items": said}}}
+        for_all = {"properties": {"defaults": {"type": "object"} | said}, "required": ["defaults"]}
+        batch["anyOf"] = [for_all, by_each]
+    return batch
 
 
 def _kind(kind: Kind) -> dict[str, Any]:
