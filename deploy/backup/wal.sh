@@ -29,7 +29,7 @@ while true; do
     pause_s=1
     # One that died while it filled a new segment with zeros left a shorter one (of 16 MiB, the default), beside which
     # the next refuses to go on.
-    find "$to" -name '*.partial' -size -16384k -exec truncate -s 16777216 {} +
+    find "$to" -name '*.partial' -size -16777216c -exec truncate -s 16777216 {} +
     run --directory="$to" --synchronous --no-loop --status-interval=1 || true
   fi
   receiver=
