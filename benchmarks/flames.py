@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from . import measure
+
 TICK_S = 0.001
 DEPTH_MAX = 80
 CHARS_WIDE = 300  # of the smallest letters fit into the picture's width
@@ -97,34 +99,27 @@ def _part(stack: Stack) -> str:
     return ELSEWHERE
 
 
-def draw(stacks: Mapping[Stack, int], path: Path, title: str) -> None:
-    """A flame graph: width is time, what lies above was called by what lies below."""
-    import matplotlib as mpl  # noqa: PLC0415  # half a second that only the picture needs
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415  # after use()
-
+def draw(stacks: Mapping[Stack, int], name: str, title: str) -> None:
+    """A flame graph, results/NAME.png: width is time, what lies above was called by what lies below."""
     total = sum(stacks.values())
     boxes: list[tuple[float, int, float, str]] = []
     common = _shared_frames(list(stacks)) - 1  # how the process was started is nothing to see
     _layout(sorted((stack[common:], count) for stack, count in stacks.items()), 0, 0.0, total, boxes)
     top = max(level for _, level, _, _ in boxes) + 1
-    figure, axes = plt.subplots(figsize=(18, 0.24 * top + 1), layout="constrained")
     colours = {part: f"C{number}" for number, part in enumerate(dict.fromkeys([*(p for _, p in PARTS), ELSEWHERE]))}
-    for left, level, width, name in boxes:
-        part = _part((name,))
-        axes.barh(level, width, left=left, height=0.94, align="edge", color=colours[part], alpha=0.55, linewidth=0)
-        shown = _short(name)[: int(width * CHARS_WIDE)]
-        axes.text(left + 0.0007, level + 0.45, shown, fontsize=6, va="center", clip_on=True)
-    for part, colour in colours.items():
-        axes.barh(0, 0, color=colour, alpha=0.55, label=part)
-    axes.legend(loc="upper left", ncols=2, fontsize=7)
-    axes.set_xlim(0, 1)
-    axes.set_yticks([])
-    axes.set_xlabel("share of the process's CPU time")
-    axes.set_title(f"{title} ({total} samples)")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with measure.picture(name, size=(18, 0.24 * top + 1), dpi=110) as axes:
+        for left, level, width, frame in boxes:
+            part = _part((frame,))
+            axes.barh(level, width, left=left, height=0.94, align="edge", color=colours[part], alpha=0.55, linewidth=0)
+            shown = _short(frame)[: int(width * CHARS_WIDE)]
+            axes.text(left + 0.0007, level + 0.45, shown, fontsize=6, va="center", clip_on=True)
+        for part, colour in colours.items():
+            axes.barh(0, 0, color=colour, alpha=0.55, label=part)
+        axes.legend(loc="upper left", ncols=2, fontsize=7)
+        axes.set_xlim(0, 1)
+        axes.set_yticks([])
+        axes.set_xlabel("share of the process's CPU time")
+        axes.set_title(f"{title} ({total} samples)")
 
 
 def _shared_frames(stacks: Sequence[Stack]) -> int:

@@ -78,16 +78,16 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], name:
 
 
 @contextmanager
-def picture(name: str) -> Iterator["Axes"]:
-    """Axes to draw on; kept as results/NAME.png."""
+def picture(name: str, *, size: tuple[float, float] = (7, 4.2), dpi: int = 130) -> Iterator["Axes"]:
+    """Axes to draw on, `size` in inches; kept as results/NAME.png."""
     import matplotlib as mpl  # noqa: PLC0415  # half a second that only pictures need
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415  # after use()
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
     yield axes
-    figure.savefig(RESULTS / f"{name}.png", dpi=130)
+    figure.savefig(RESULTS / f"{name}.png", dpi=dpi)
     plt.close(figure)
 
 

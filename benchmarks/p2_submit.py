@@ -334,7 +334,7 @@ def profile(*, seconds: float, loads: Sequence[int] = PROFILED_LOADS) -> None:
         parts[load] = {part: share * cpu_us for part, share in flames.by_part(stacks).items()}
         flames.draw(
             stacks,
-            measure.RESULTS / f"p2_profile_{load}.png",
+            f"p2_profile_{load}",
             f"POST /v1/jobs, {load} connections: CPU of the API process",
         )
     names = sorted(parts[loads[0]], key=lambda part: -parts[loads[0]][part])

@@ -129,7 +129,7 @@ class Embedder:
             raise EmbeddingFailed(f"the model failed on these texts: {error}") from error
         answer = next(iter(answers.values())) if len(answers) == 1 else None
         # A stranger's model may answer with lists, texts, dictionaries, or several things at once.
-        if not isinstance(answer, np.ndarray) or answer.dtype != np.float32 or answer.ndim != 2:  # noqa: PLR2004  as said
+        if not isinstance(answer, np.ndarray) or answer.dtype != np.float32 or answer.ndim != 2:  # noqa: PLR2004  # rows of numbers
             raise EmbeddingFailed("the model did not answer with one array of vectors")
         if len(answer) != len(ids) or not np.isfinite(answer).all():
             raise EmbeddingFailed("the model did not answer with one vector for each text")

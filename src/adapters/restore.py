@@ -290,7 +290,7 @@ def _require_all(wal: Path, end_lsn: str) -> None:
 def _segments(wal: Path, *, partial: bool = True) -> dict[int, set[int]]:
     """The numbers of the segments of each timeline."""
     numbers: dict[int, set[int]] = {}
-    for name in os.listdir(wal):  # noqa: PTH208  names alone; there may be many
+    for name in os.listdir(wal):  # noqa: PTH208  # names alone; there may be many
         if (found := SEGMENT.fullmatch(name)) and (partial or not name.endswith(".partial")):
             number = int(found["log"], 16) * SEGMENTS_PER_LOG + int(found["segment"], 16)
             numbers.setdefault(int(found["timeline"], 16), set()).add(number)
