@@ -176,6 +176,25 @@ async def test_every_example_fits_its_schema_and_is_taken(door: Door, document: 
     assert {"/v1/jobs", "/v1/batches", "/v1/models", "/v1/assets", "/v1/webhooks"} <= sent
 
 
+@pytest.mark.parametrize(
+    ("more", "fits"),
+    [
+        ({"jobs": [{}]}, False),
+        ({"jobs": [{"params": {"texts": ["a"]}}, {}]}, False),
+        ({"jobs": [{}], "defaults": {"params": {}}}, False),
+        ({"jobs": [{"params": {"texts": ["a"]}}]}, True),
+        ({"jobs": [{}], "defaults": {"params": {"texts": ["a"]}}}, True),
+    ],
+)
+async def test_what_a_kind_requires_stands_in_every_job_of_a_batch_or_in_its_defaults(
+    document: dict[str, Any], more: dict[str, Any], *, fits: bool
+) -> None:
+    """As the service has it: what a schema takes may not be refused for what it lacks."""
+    schemas = {"components": {"schemas": document["components"]["schemas"]}}
+    validator = jsonschema_rs.Draft202012Validator({"$ref": "#/components/schemas/BatchAsked"} | schemas)
+    assert validator.is_valid({"kind": "embed"} | more) is fits
+
+
 async def test_whatever_refines_a_schema_names_one(document: dict[str, Any]) -> None:
     assert {*EXAMPLES, *PROPERTIES, *REFINED} <= set(document["components"]["schemas"])
 
